@@ -1,0 +1,27 @@
+"""Cross-entropy, perplexity and their gradients over huge vocabularies."""
+
+from gpuxent._row_loss import RowSummary
+from gpuxent.backends._threads import threads
+from gpuxent.divergences import (
+    cross_entropy_between,
+    cross_entropy_between_from_probs,
+    entropy,
+    entropy_from_probs,
+    js_divergence,
+    js_divergence_from_probs,
+    kl_divergence,
+    kl_divergence_from_probs,
+)
+from gpuxent.evaluation.evaluate import evaluate, perplexity
+from gpuxent.evaluation.result import CalibrationBin, Evaluation
+from gpuxent.losses import (
+    binary_cross_entropy,
+    binary_cross_entropy_and_grad,
+    binary_cross_entropy_from_probs,
+    cross_entropy,
+    cross_entropy_and_grad,
+    cross_entropy_from_probs,
+)
+from gpuxent.normalizers import log_softmax, logsumexp, softmax
+
+__version__ = "0.1.0"

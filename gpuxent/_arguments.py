@@ -1,0 +1,382 @@
+"""The door: every check of an argument, and every message. An error names the argument, what was found and what was
+expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from numbers import Integral, Real
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from gpuxent._records import IGNORED, NO_LABEL, Array, Transform
+from gpuxent.backends import is_dask
+
+FLOAT_DTYPES = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
+REDUCTIONS = ("mean", "sum", "none")
+DEFAULT_IGNORE_INDEX = -100
+
+
+# ---- arrays ----
+
+
+def array(value: Any, name: str) -> Array:
+    """A NumPy or Dask array as it is; a number or a list as NumPy; anything else is an error rather than a silent
+    copy."""
+    if is_dask(value):
+        if any(math.isnan(size) for size in value.shape):
+            raise ValueError(f"{name} has chunks of unknown size; call its compute_chunk_sizes() first")
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost; fill it and use ignore_index")
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, (list, tuple, Real, np.generic)):
+        return np.asarray(value)
+    raise TypeError(f"{name} must be a NumPy or Dask array, got {type(value).__module__}.{type(value).__qualname__}")
+
+
+def float_array(value: Any, name: str) -> Array:
+    """Any shape, one of the four float dtypes."""
+    value = array(value, name)
+    if value.dtype.newbyteorder("=") not in FLOAT_DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+    return value
+
+
+def rows(value: Any, name: str) -> Array:
+    """Floats of shape (..., vocab) with vocab > 0."""
+    value = float_array(value, name)
+    if value.ndim == 0:
+        raise ValueError(f"{name} must have shape (..., vocab), got a scalar")
+    if value.shape[-1] == 0:
+        raise ValueError(f"{name} must have at least one class on the last axis, got shape {value.shape}")
+    return value
+
+
+def axis(value: Any, logits: Array) -> int:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral):
+        raise TypeError(f"axis must be an integer, got {value!r}")
+    if not -logits.ndim <= value < logits.ndim:
+        raise ValueError(
+            f"axis must be in [{-logits.ndim}, {logits.ndim}) for logits of shape {logits.shape}, got {value}"
+        )
+    return int(value)
+
+
+def same_kind(value: Array, name: str, logits: Array, logits_name: str = "logits") -> Array:
+    """`value` beside `logits`: NumPy goes with both, a Dask array only with Dask logits, since it would have to be
+    computed."""
+    if is_dask(value) and not is_dask(logits):
+        raise TypeError(
+            f"{name} is a Dask array but {logits_name} is not; make both Dask arrays, or call {name}.compute()"
+        )
+    return value
+
+
+def pair(p: Any, q: Any, names: tuple[str, str] = ("p", "q")) -> tuple[Array, Array]:
+    """Two arrays of rows of one shape and kind."""
+    p, q = rows(p, names[0]), rows(q, names[1])
+    if p.shape != q.shape:
+        raise ValueError(f"{names[1]} must have the shape of {names[0]}, {p.shape}, got {q.shape}")
+    same_kind(q, names[1], p, names[0])
+    same_kind(p, names[0], q, names[1])
+    return p, q
+
+
+def labels(value: Any, logits: Array, logits_name: str = "logits") -> tuple[Array, bool]:
+    """(labels, are they soft): integers of shape (...), or floats of shape (..., vocab)."""
+    value = same_kind(array(value, "labels"), "labels", logits, logits_name)
+    if value.dtype.kind in "iu":
+        expected = logits.shape[:-1]
+        if value.shape != expected:
+            hint = "; one-hot rows must be floats" if value.shape == logits.shape else ""
+            raise ValueError(
+                f"labels of dtype {value.dtype} must have shape {expected} for {logits_name} of shape {logits.shape}, "
+                f"got {value.shape}{hint}"
+            )
+        return value, False
+    if value.dtype.newbyteorder("=") in FLOAT_DTYPES:
+        if value.shape != logits.shape:
+            raise ValueError(
+                f"labels of dtype {value.dtype} are soft and must have the shape of {logits_name}, {logits.shape}, "
+                f"got {value.shape}; class ids must be integers"
+            )
+        return value, True
+    raise TypeError(f"labels must be integers (classes) or floats (soft rows), got dtype {value.dtype}")
+
+
+def formatted_labels(value: Any, probs: Array, label_format: Any) -> Array:
+    """Labels in the form that the caller names."""
+    one_of(label_format, "label_format", ("index", "onehot", "soft"))
+    value = same_kind(array(value, "labels"), "labels", probs, "probs")
+    if label_format == "index":
+        kinds, expected = "integers", probs.shape[:-1]
+        good = value.dtype.kind in "iu"
+    elif label_format == "soft":
+        kinds, expected = "floats", probs.shape
+        good = value.dtype.newbyteorder("=") in FLOAT_DTYPES
+    else:
+        kinds, expected = "real numbers or booleans", probs.shape
+        good = value.dtype.kind in "biu" or value.dtype.newbyteorder("=") in FLOAT_DTYPES
+    if not good:
+        raise TypeError(f"{label_format} labels must be {kinds}, got dtype {value.dtype}")
+    if value.shape != expected:
+        raise ValueError(
+            f"{label_format} labels must have shape {expected} for probs of shape {probs.shape}, got {value.shape}"
+        )
+    return value
+
+
+def binary_targets(value: Any, scores: Array, name: str) -> Array:
+    value = same_kind(array(value, "targets"), "targets", scores, name)
+    if value.dtype.kind not in "biu" and value.dtype.newbyteorder("=") not in FLOAT_DTYPES:
+        raise TypeError(f"targets must be booleans, integers or floats, got dtype {value.dtype}")
+    if value.shape != scores.shape:
+        raise ValueError(f"targets must have the shape of {name}, {scores.shape}, got {value.shape}")
+    return value
+
+
+def output(out: Any, logits: Array) -> np.ndarray | None:
+    """Where the gradient goes: writable, of the logits' shape and dtype, and either the logits themselves or apart
+    from them."""
+    if out is None:
+        return None
+    if is_dask(logits):
+        raise TypeError("out must be None for Dask logits; store the returned array where it should go")
+    if not isinstance(out, np.ndarray) or out.shape != logits.shape or out.dtype != logits.dtype:
+        found = f"shape {out.shape} and dtype {out.dtype}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ValueError(f"out must be an array of shape {logits.shape} and dtype {logits.dtype}, got {found}")
+    if not out.flags.writeable:
+        raise ValueError("out must be writable, got a read-only array")
+    same = (out.__array_interface__["data"], out.strides) == (
+        logits.__array_interface__["data"],
+        logits.strides,
+    )
+    if not same and np.may_share_memory(out, logits):
+        raise ValueError("out must be logits itself or share no memory with it, got an overlapping view")
+    return out
+
+
+def row_dtype(logits: Array) -> type:
+    """Of per-row results: never 16 bit."""
+    return np.float64 if logits.dtype.itemsize == 8 else np.float32
+
+
+# ---- options ----
+
+
+def one_of(value: Any, name: str, allowed: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return value
+
+
+def number(value: Any, name: str, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
+    """A finite number in [low, high], or (low, high] with open_low."""
+    expected = f"a number {'above' if open_low else 'of at least'} {low:g}" + (
+        "" if high == math.inf else f" and at most {high:g}"
+    )
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
+    found = float(value)
+    if not math.isfinite(found) or found > high or (found <= low if open_low else found < low):
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+    return found
+
+
+def ignore_index(value: Any) -> int | None:
+    if value is not None and (isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral)):
+        raise TypeError(f"ignore_index must be an integer or None, got {value!r}")
+    return None if value is None else int(value)
+
+
+def binary_ignore_index(value: Any) -> float | None:
+    """Targets may be floats, so this may be too."""
+    if value is not None and (isinstance(value, (bool, np.bool_)) or not isinstance(value, Real)):
+        raise TypeError(f"ignore_index must be a number or None, got {value!r}")
+    return None if value is None else float(value)
+
+
+def transform(softcap: Any, temperature: Any) -> Transform:
+    cap = None if softcap is None else number(softcap, "softcap", 0, open_low=True)
+    return Transform(cap, number(temperature, "temperature", 0, open_low=True))
+
+
+def class_weight(value: Any, vocab: int) -> np.ndarray | None:
+    """A vector of length vocab of finite, non-negative weights, as float64."""
+    if value is None:
+        return None
+    weight = _weights(value, "class_weight")
+    if weight.shape != (vocab,):
+        raise ValueError(f"class_weight must have shape ({vocab},), one weight per class, got {weight.shape}")
+    return weight
+
+
+def binary_weight(value: Any, name: str, logits: Array) -> np.ndarray | float:
+    """A weight, or one per column of logits (..., K), as float64; None is 1."""
+    if value is None:
+        return 1.0
+    weight = _weights(value, name)
+    columns = logits.shape[-1:] if logits.ndim > 1 else ()
+    if weight.shape not in ((), columns):
+        expected = f"a number or have shape {columns}, one per column" if columns else "a number for logits of one axis"
+        raise ValueError(f"{name} must be {expected}, got shape {weight.shape}")
+    return weight if weight.ndim else float(weight)
+
+
+def _weights(value: Any, name: str) -> np.ndarray:
+    value = array(value, name)
+    if is_dask(value):
+        raise TypeError(f"{name} must be a NumPy array or a sequence, got a Dask array")
+    if value.dtype.kind not in "iuf" and value.dtype.newbyteorder("=") not in FLOAT_DTYPES:
+        raise TypeError(f"{name} must be numbers, got dtype {value.dtype}")
+    weight = value.astype(np.float64)
+    bad = ~(np.isfinite(weight) & (weight >= 0))
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        found = f"{name}[{place[0]}]" if place else name
+        raise ValueError(f"{found} is {weight[place]:g}, expected a finite weight of at least 0")
+    return weight
+
+
+def grad_output(value: Any, logits: Array, shape: tuple[int, ...], reduction: str) -> Array | float:
+    """The upstream gradient: a number, or one per loss where the losses are not reduced."""
+    value = same_kind(array(value, "grad_output"), "grad_output", logits)
+    if value.dtype.kind not in "iuf" and value.dtype.newbyteorder("=") not in FLOAT_DTYPES:
+        raise TypeError(f"grad_output must be numbers, got dtype {value.dtype}")
+    allowed = ((), shape) if reduction == "none" else ((),)
+    if value.shape not in allowed:
+        expected = (
+            f"a number or have shape {shape}" if reduction == "none" else f"a number with reduction={reduction!r}"
+        )
+        raise ValueError(f"grad_output must be {expected}, got shape {value.shape}")
+    return value.astype(np.float64)
+
+
+def denominator(value: Any, reduction: str) -> Array | None:
+    """What the mean divides by instead of its own count."""
+    if value is None:
+        return None
+    if reduction != "mean":
+        raise ValueError(f"denominator goes with reduction='mean', got reduction={reduction!r}")
+    if is_dask(value) and value.ndim == 0:
+        return value
+    return np.float64(number(value, "denominator", 0, open_low=True))
+
+
+# ---- values ----
+
+
+def class_labels(
+    values: np.ndarray,
+    *,
+    vocab: int,
+    ignore: int | None,
+    check: bool,
+    start: tuple[int, ...],
+    offset: tuple[int, ...] | None = None,
+) -> np.ndarray:
+    """Labels as int64: a class, IGNORED, or (unchecked) NO_LABEL. Compared at full width, so 2**32 is not class 0.
+
+    `start` is the index of the first of these labels in the whole array, here and below; `offset` that of a whole array
+    which is itself a block of a larger one.
+    """
+    ignored = np.zeros(values.shape, bool) if ignore is None else values == ignore
+    valid = (values >= 0) & (values < vocab)
+    if check:
+        expected = f"a class in [0, {vocab})" + ("" if ignore is None else f" or ignore_index={ignore}")
+        first = start if offset is None else tuple(s + o for s, o in zip(start, offset, strict=True))
+        bad = ~(valid | ignored)
+        _raise_first(bad, "labels", first, lambda at: f"is {values[at]}", expected, row=False, error=IndexError)
+    return np.where(ignored, IGNORED, np.where(valid, values, NO_LABEL).astype(np.int64))
+
+
+def distributions(
+    outside: np.ndarray, sums: np.ndarray, *, name: str, tolerance: float, start: tuple[int, ...]
+) -> np.ndarray:
+    """Check rows by their number of negative or NaN entries and their sum; returns labels for rows without a single
+    label."""
+
+    def found(place: tuple[int, ...]) -> str:
+        if np.isnan(sums[place]):
+            return "has a NaN"
+        return f"has {_entries(outside[place], 'negative')}" if outside[place] else f"sums to {sums[place]:.6g}"
+
+    bad = (outside > 0) | ~(np.abs(sums - 1.0) <= tolerance)
+    _raise_first(bad, name, start, found, f"probabilities that sum to 1 within {tolerance:.2g}")
+    return np.full(sums.shape, NO_LABEL)
+
+
+def onehot_labels(ones: np.ndarray, others: np.ndarray, classes: np.ndarray, *, start: tuple[int, ...]) -> np.ndarray:
+    """The classes of one-hot rows, from the numbers of ones and of entries other than 0 and 1, and the ones'
+    indices summed."""
+
+    def found(place: tuple[int, ...]) -> str:
+        return f"has {_entries(ones[place], 'equal to 1')} and {_entries(others[place], 'other than 0 and 1')}"
+
+    _raise_first((ones != 1) | (others != 0), "labels", start, found, "one entry of 1 and the rest 0")
+    return classes.astype(np.int64)
+
+
+def unit_interval(
+    outside: np.ndarray, *, name: str, ignore: float | None, single: bool, start: tuple[int, ...]
+) -> np.ndarray:
+    """Check the number of a row's entries outside [0, 1]; `single` rows are the elements of a vector."""
+    expected = "numbers in [0, 1]" + ("" if ignore is None else f" or ignore_index={ignore:g}")
+
+    def found(place: tuple[int, ...]) -> str:
+        return "is outside" if single else f"has {_entries(outside[place], 'outside')}"
+
+    _raise_first(outside > 0, name, start, found, expected, row=not single)
+    return outside
+
+
+def check_distributions(owner: Any, rows: Array, name: str) -> Array:
+    """Raise unless each row is a distribution (with Dask: when computed); returns NO_LABEL for each row."""
+    check = partial(distributions, name=name, tolerance=sum_tolerance(rows.dtype))
+    return owner.map_rows(check, *owner.row_sums(rows), dtype=np.int64, at=True)
+
+
+def _entries(count: Any, what: str) -> str:
+    return f"{int(count)} {'entry' if count == 1 else 'entries'} {what}"
+
+
+def _raise_first(
+    bad: np.ndarray,
+    name: str,
+    start: tuple[int, ...],
+    found: Callable[[tuple[int, ...]], str],
+    expected: str,
+    row: bool = True,
+    error: type[Exception] = ValueError,
+) -> None:
+    """An error about the first bad row, if there is one, under its index in the whole array."""
+    if not bad.any():
+        return
+    place = tuple(int(i) for i in np.argwhere(bad)[0])
+    index = [str(i + s) for i, s in zip(place, start, strict=True)] + [":"] * row
+    where = f"{name}[{', '.join(index)}]" if index else name
+    raise error(f"{where} {found(place)}, expected {expected}")
+
+
+def sum_tolerance(dtype: np.dtype) -> float:
+    """How far a row of probabilities may be from 1: its rounding must not make it an error."""
+    return max(1e-4, 4 * float(ml_dtypes.finfo(dtype.newbyteorder("=")).eps))
+
+
+def positive(value: Any, name: str) -> int:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a positive integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value}")
+    return int(value)
+
+
+def topk(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"topk must be a tuple of positive integers, got {value!r}")
+    return tuple(positive(k, "topk") for k in value)

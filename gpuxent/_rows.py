@@ -1,0 +1,199 @@
+"""Rows that have passed the door, and the steps from there to a loss and its gradient, the same on every backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gpuxent import _arguments as arguments
+from gpuxent import _row_loss
+from gpuxent._records import IGNORED, Array, GradWeights, RowStats, Spread
+from gpuxent._row_loss import LossOptions
+from gpuxent.backends import backend_of
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Logits and labels that have passed the door, and the steps from there to a loss, the same on every backend."""
+
+    backend: Any
+    logits: Array
+    labels: Array  # (...) int64: a class, IGNORED or NO_LABEL
+    label_weight: Array | float | None  # (...), or 1; None for soft labels
+    spread: Spread | None
+    options: LossOptions
+
+    @classmethod
+    def open(
+        cls,
+        logits: Any,
+        labels: Any,
+        *,
+        class_weight: Any = None,
+        ignore_index: Any = arguments.DEFAULT_IGNORE_INDEX,
+        label_smoothing: Any = 0.0,
+        z_loss: Any = 0.0,
+        softcap: Any = None,
+        temperature: Any = 1.0,
+        reduction: Any = "mean",
+        check_labels: bool = True,
+        backend: str | None = None,
+        first_row: tuple[int, ...] | None = None,
+    ) -> Rows:
+        """Check everything; `first_row` is where these rows lie in a larger array, for messages."""
+        logits = arguments.rows(logits, "logits")
+        vocab = logits.shape[-1]
+        options = LossOptions(
+            arguments.class_weight(class_weight, vocab),
+            arguments.ignore_index(ignore_index),
+            arguments.number(label_smoothing, "label_smoothing", 0, 1),
+            arguments.number(z_loss, "z_loss", 0),
+            arguments.transform(softcap, temperature),
+            arguments.one_of(reduction, "reduction", arguments.REDUCTIONS),
+        )
+        labels, soft = arguments.labels(labels, logits)
+        owner = backend_of(logits, backend)
+        labels = owner.laid_out_as(logits, labels)
+        if soft:
+            if options.ignore_index != arguments.DEFAULT_IGNORE_INDEX:
+                raise ValueError(f"ignore_index must be left at its default with soft labels, got {ignore_index!r}")
+            row_labels = (
+                arguments.check_distributions(owner, labels, "labels") if check_labels else owner.unlabelled(labels)
+            )
+            return cls(owner, logits, row_labels, None, options.spread(labels, vocab), options)
+        check = partial(
+            arguments.class_labels,
+            vocab=vocab,
+            ignore=options.ignore_index,
+            check=check_labels,
+            offset=first_row,
+        )
+        labels = owner.map_rows(check, labels, dtype=np.int64, at=True)
+        label_weight: Array | float = 1.0
+        if options.class_weight is not None:
+            label_weight = owner.map_rows(partial(_row_loss.take_class_weight, options.class_weight), labels)
+        return cls(owner, logits, labels, label_weight, options.spread(None, vocab), options)
+
+    def stats(self, also: tuple[str, ...] = ()) -> RowStats:
+        return self.backend.row_stats(
+            self.logits, self.labels, spread=self.spread, transform=self.options.transform, also=also
+        )
+
+    def losses(self, stats: RowStats) -> tuple[Array, Array]:
+        """(cross-entropy, z-loss term) of each row, float64."""
+        options = self.options
+        rule = partial(_row_loss.row_losses, smoothing=options.label_smoothing, z_loss=options.z_loss)
+        return self.backend.map_rows(rule, stats, self.labels, self.label_weight, outputs=2)
+
+    def denominators(self, given: Any) -> tuple[Any, Any]:
+        """What the mean divides the cross-entropy and the z-loss by; 1 for the other reductions."""
+        if self.options.reduction != "mean":
+            return 1.0, 1.0
+        if given is not None:
+            return given, given
+        counted = self.backend.total(self.labels != IGNORED)
+        weighted = self.label_weight is not None and self.options.class_weight is not None
+        return (self.backend.total(self.label_weight) if weighted else counted), counted
+
+    def reduced(self, losses: Array, z: Array, denominator: Any, z_denominator: Any) -> Any:
+        total = self.backend.total
+        if self.options.reduction == "none":
+            return (losses + z).astype(arguments.row_dtype(self.logits))
+        z_sum = total(z) if self.options.z_loss else None
+        return self.backend.map_rows(_row_loss.mean, total(losses), denominator, z_sum, z_denominator)
+
+    def gradient(
+        self, stats: RowStats, grad_output: Any, denominator: Any, z_denominator: Any, out: np.ndarray | None
+    ) -> Array:
+        options = self.options
+        rule = partial(
+            _row_loss.grad_weights,
+            smoothing=options.label_smoothing,
+            z_loss=options.z_loss,
+            has_spread=self.spread is not None,
+        )
+        vectors = (stats, self.labels, self.label_weight, grad_output, denominator, z_denominator)
+        weights = GradWeights(*self.backend.map_rows(rule, *vectors, outputs=3))
+        return self.backend.logit_grad(
+            self.logits, self.labels, stats, weights, spread=self.spread, transform=options.transform, out=out
+        )
+
+
+def reduced(owner: Any, losses: Array, counted: Array, reduction: str, dtype: type) -> Any:
+    if reduction == "none":
+        return losses.astype(dtype)
+    denominator = owner.total(counted) if reduction == "mean" else 1.0
+    return owner.map_rows(_row_loss.mean, owner.total(losses), denominator, None, None)
+
+
+@dataclass(frozen=True)
+class BinaryRows:
+    """Scores and targets of independent sigmoids that have passed the door; one axis (N,) is N rows of one column."""
+
+    backend: Any
+    scores: Array
+    targets: Array
+    settings: dict[str, Any]
+    from_probs: bool
+    reduction: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def open(
+        cls,
+        scores: Any,
+        targets: Any,
+        name: str,
+        *,
+        pos_weight: Any,
+        class_weight: Any,
+        ignore_index: Any,
+        reduction: Any,
+        backend: str | None = None,
+    ) -> BinaryRows:
+        scores = arguments.rows(scores, name) if np.ndim(scores) != 1 else arguments.float_array(scores, name)
+        targets = arguments.binary_targets(targets, scores, name)
+        settings: dict[str, Any] = {
+            "pos_weight": arguments.binary_weight(pos_weight, "pos_weight", scores),
+            "class_weight": arguments.binary_weight(class_weight, "class_weight", scores),
+            "ignore_index": arguments.binary_ignore_index(ignore_index),
+        }
+        reduction = arguments.one_of(reduction, "reduction", arguments.REDUCTIONS)
+        owner = backend_of(scores, backend)
+        shape, single = scores.shape, scores.ndim == 1
+        if single:
+            scores, targets = scores[:, None], targets[:, None]
+        targets = owner.laid_out_as(scores, targets)
+
+        def checked(values: Array, name: str, ignore: float | None) -> Array:
+            check = partial(arguments.unit_interval, name=name, ignore=ignore, single=single)
+            outside, _ = owner.row_sums(values, high=1.0, ignore=ignore)
+            return owner.after(owner.map_rows(check, outside, dtype=np.int64, at=True), values)
+
+        targets = checked(targets, "targets", settings["ignore_index"])
+        if name == "probs":
+            scores = checked(scores, name, None)
+        return cls(owner, scores, targets, settings, name == "probs", reduction, shape)
+
+    def loss(self, denominator: Any = None) -> tuple[Any, Any]:
+        """(reduced loss, what the mean divides by)."""
+        if self.reduction == "none":
+            losses = self.backend.binary_losses(self.scores, self.targets, from_probs=self.from_probs, **self.settings)
+            return losses.reshape(self.shape), 1.0
+        sums, counts = self.backend.binary_sums(self.scores, self.targets, from_probs=self.from_probs, **self.settings)
+        if self.reduction == "sum":
+            denominator = 1.0
+        elif denominator is None:
+            denominator = self.backend.total(counts)
+        return self.backend.map_rows(_row_loss.mean, self.backend.total(sums), denominator, None, None), denominator
+
+    def gradient(self, upstream: Any, denominator: Any, out: np.ndarray | None) -> Array:
+        scale = self.backend.map_rows(_row_loss.over, upstream, denominator)
+        if scale.ndim:
+            scale = self.backend.laid_out_as(self.scores, scale.reshape(self.scores.shape))
+        out = None if out is None else out.reshape(self.scores.shape, copy=False)
+        grad = self.backend.binary_grad(self.scores, self.targets, scale, out=out, **self.settings)
+        return grad.reshape(self.shape)

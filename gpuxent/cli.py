@@ -1,0 +1,153 @@
+"""The command line. Results go to stdout, all else to stderr; exit codes: 0 done, 2 usage, 3 bad input."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gpuxent import __version__
+from gpuxent.backends import BACKENDS
+from gpuxent.backends._threads import thread_count
+
+BAD_INPUT = 3
+
+app = typer.Typer(
+    help="Cross-entropy and perplexity over huge vocabularies.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+
+
+@app.command()
+def perplexity(
+    logits: Annotated[Path, typer.Argument(help="Logits (..., vocab): a .npy file or a Zarr v3 folder.")],
+    labels: Annotated[Path, typer.Option(help="Labels (...), integers: a .npy file or a Zarr v3 folder.")],
+    documents: Annotated[
+        Path | None, typer.Option(help="Document ids (...), integers: adds the best and worst documents.")
+    ] = None,
+    ignore_index: Annotated[int, typer.Option(help="Label of tokens that do not count.")] = -100,
+    temperature: Annotated[float, typer.Option(help="Divide the logits by this.")] = 1.0,
+    format: Annotated[Format, typer.Option(help="A table for people or JSON for programs.")] = Format.table,
+    output: Annotated[Path | None, typer.Option(help="Write the result to this file instead of stdout.")] = None,
+) -> None:
+    """Cross-entropy, perplexity, accuracy, entropy and calibration of stored logits, read block by block."""
+    from gpuxent import _arguments
+    from gpuxent.evaluation import report
+    from gpuxent.evaluation.score import score_files
+
+    with bad_input_exits():
+        _arguments.number(temperature, "--temperature", 0, open_low=True)
+        check_writable(output)
+        options: dict[str, Any] = {"ignore_index": ignore_index, "temperature": temperature}
+        totals, by_document = score_files(logits, labels, documents, Console(stderr=True), **options)
+        if totals.scored == 0:
+            raise ValueError(f"no token to score: {labels} has {totals.ignored:,} labels, all {ignore_index} (ignored)")
+    result = totals.result()
+    if format is Format.json:
+        text = report.to_json(result, by_document) + "\n"
+        sys.stdout.write(text) if output is None else output.write_text(text)
+    else:
+        print_table(report.to_table(result, by_document), output)
+
+
+@app.command()
+def demo(
+    text: Annotated[
+        Path | None, typer.Option(help="A text file (UTF-8) instead of Python's language reference.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Keep the logits, labels and document ids in this folder.")
+    ] = None,
+) -> None:
+    """Train a small language model on real text for under a minute, write its logits, and score the files."""
+    from gpuxent.evaluation.demo import run_demo
+
+    with bad_input_exits():
+        run_demo(text, output, out=Console(), progress=Console(stderr=True))
+
+
+@app.command()
+def info() -> None:
+    """Versions, the backends found, and which would be used."""
+    table = Table(title=f"gpuxent {__version__}", title_justify="left")
+    table.add_column("what")
+    table.add_column("version or state")
+    table.add_row("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in ("numpy", "ml_dtypes", "dask", "distributed", "zarr"):
+        table.add_row(package, installed(package))
+    for backend in BACKENDS:
+        table.add_row(f"backend {backend}", f"found, used for NumPy arrays ({thread_count()} threads)")
+    table.add_row("backend dask", f"found, used for Dask arrays (blocks by {BACKENDS[0]})")
+    Console().print(table)
+
+
+def installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+@contextmanager
+def bad_input_exits() -> Iterator[None]:
+    """What the library says of bad input goes to stderr, without a traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, IndexError, OSError) as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"gpuxent: {error}", markup=False)
+        raise typer.Exit(BAD_INPUT) from None
+    except KeyboardInterrupt:
+        Console(stderr=True).print("gpuxent: interrupted")
+        raise typer.Exit(130) from None
+
+
+def check_writable(output: Path | None) -> None:
+    """Find out before the work, not after it."""
+    if output is None:
+        return
+    if output.is_dir() or not output.parent.is_dir():
+        raise ValueError(f"--output must be a file in an existing folder, got {output}")
+
+
+def print_table(table: object, output: Path | None) -> None:
+    if output is None:
+        Console().print(table)
+        return
+    with output.open("w", encoding="utf-8") as file:
+        Console(file=file, width=80).print(table)
+
+
+def show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"gpuxent {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Cross-entropy and perplexity over huge vocabularies."""
+
+
+def main() -> None:
+    app()

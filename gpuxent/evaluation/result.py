@@ -1,0 +1,55 @@
+"""The statistics of a data set."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Rows whose top probability lies in (lower, upper]: how many, how often the top class was right, their mean
+    p_max."""
+
+    lower: float
+    upper: float
+    count: int
+    accuracy: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` returns. Means are over the scored tokens; NaN if there are none."""
+
+    cross_entropy: float  # nats per token
+    perplexity: float  # exp(cross_entropy); inf if that overflows
+    bits_per_token: float
+    stderr: float  # of the cross-entropy, tokens taken as independent
+    scored: int
+    ignored: int
+    accuracy: float  # the label is the most probable class; of equal ones the first counts
+    topk_accuracy: dict[int, float]
+    entropy: float  # of the model's distribution, nats
+    ece: float  # expected calibration error of the top class
+    bins: tuple[CalibrationBin, ...]
+    nan_rows: int
+    first_nan_row: int | None
+    infinite_rows: int
+    first_infinite_row: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: None for what is not finite (the counts of NaN and infinite rows tell why), top-k as
+        top5_accuracy."""
+        data = asdict(self)
+        bins, topk = data.pop("bins"), data.pop("topk_accuracy")
+        data |= {f"top{k}_accuracy": value for k, value in topk.items() if k != 1}
+        data["bins"] = [_finite(b) for b in bins]
+        return _finite(data)
+
+
+def _finite(data: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in data.items()
+    }

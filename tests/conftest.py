@@ -1,0 +1,59 @@
+"""Where the arrays of a test live: every contract holds for NumPy and for Dask arrays, however they are chunked."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+
+
+def _pieces(size: int, parts: int) -> tuple[int, ...]:
+    """An axis in a few uneven chunks."""
+    edges = sorted({0, size, *(size * (2 * i + 1) // (2 * parts + 1) for i in range(1, parts))})
+    return tuple(b - a for a, b in itertools.pairwise(edges)) or (size,)
+
+
+def _rows_chunked(array: np.ndarray) -> da.Array:
+    return da.from_array(array, chunks=tuple(_pieces(n, 3) for n in array.shape[:-1]) + array.shape[-1:])
+
+
+def _all_chunked(array: np.ndarray) -> da.Array:
+    return da.from_array(array, chunks=tuple(_pieces(n, 3) for n in array.shape))
+
+
+@dataclass(frozen=True)
+class Home:
+    """`put` brings rows of logits (or soft labels) there, `compute` brings a result back, errors included."""
+
+    name: str
+    put: Callable[[np.ndarray], Any]
+    same_bits: bool  # as NumPy in one piece
+
+    def compute(self, result: Any) -> Any:
+        return dask.compute(result, scheduler="synchronous")[0]
+
+
+HOMES = (
+    Home("numpy", lambda array: array, True),
+    Home("dask, rows", _rows_chunked, True),
+    Home("dask, rows and vocabulary", _all_chunked, False),
+)
+
+
+@pytest.fixture(params=HOMES, ids=lambda home: home.name)
+def home(request: pytest.FixtureRequest) -> Home:
+    return request.param
+
+
+@pytest.fixture
+def no_compute():
+    """Any computation of a Dask graph inside is an error."""
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("building the graph computed something")
+
+    return lambda: dask.config.set(scheduler=never)
