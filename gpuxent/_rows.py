@@ -139,7 +139,7 @@ class BinaryRows:
     settings: dict[str, Any]
     from_probs: bool
     reduction: str
-    shape: tuple[int, ...]
+    single: bool
 
     @classmethod
     def open(
@@ -154,7 +154,9 @@ class BinaryRows:
         reduction: Any,
         backend: str | None = None,
     ) -> BinaryRows:
-        scores = arguments.rows(scores, name) if np.ndim(scores) != 1 else arguments.float_array(scores, name)
+        scores = arguments.float_array(scores, name)
+        if scores.ndim != 1:
+            scores = arguments.rows(scores, name)
         targets = arguments.binary_targets(targets, scores, name)
         settings: dict[str, Any] = {
             "pos_weight": arguments.binary_weight(pos_weight, "pos_weight", scores),
@@ -163,7 +165,7 @@ class BinaryRows:
         }
         reduction = arguments.one_of(reduction, "reduction", arguments.REDUCTIONS)
         owner = backend_of(scores, backend)
-        shape, single = scores.shape, scores.ndim == 1
+        single = scores.ndim == 1
         if single:
             scores, targets = scores[:, None], targets[:, None]
         targets = owner.laid_out_as(scores, targets)
@@ -176,13 +178,13 @@ class BinaryRows:
         targets = checked(targets, "targets", settings["ignore_index"])
         if name == "probs":
             scores = checked(scores, name, None)
-        return cls(owner, scores, targets, settings, name == "probs", reduction, shape)
+        return cls(owner, scores, targets, settings, name == "probs", reduction, single)
 
     def loss(self, denominator: Any = None) -> tuple[Any, Any]:
         """(reduced loss, what the mean divides by)."""
         if self.reduction == "none":
             losses = self.backend.binary_losses(self.scores, self.targets, from_probs=self.from_probs, **self.settings)
-            return losses.reshape(self.shape), 1.0
+            return self._as_given(losses), 1.0
         sums, counts = self.backend.binary_sums(self.scores, self.targets, from_probs=self.from_probs, **self.settings)
         if self.reduction == "sum":
             denominator = 1.0
@@ -193,7 +195,10 @@ class BinaryRows:
     def gradient(self, upstream: Any, denominator: Any, out: np.ndarray | None) -> Array:
         scale = self.backend.map_rows(_row_loss.over, upstream, denominator)
         if scale.ndim:
-            scale = self.backend.laid_out_as(self.scores, scale.reshape(self.scores.shape))
-        out = None if out is None else out.reshape(self.scores.shape, copy=False)
+            scale = self.backend.laid_out_as(self.scores, scale[:, None] if self.single else scale)
+        out = out[:, None] if self.single and out is not None else out
         grad = self.backend.binary_grad(self.scores, self.targets, scale, out=out, **self.settings)
-        return grad.reshape(self.shape)
+        return self._as_given(grad)
+
+    def _as_given(self, values: Array) -> Array:
+        return values[:, 0] if self.single else values

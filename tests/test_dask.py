@@ -1,5 +1,9 @@
 """Dask arrays: lazy in, lazy out, any chunks, the same numbers."""
 
+import os
+import subprocess
+import sys
+
 import dask
 import dask.array as da
 import numpy as np
@@ -148,3 +152,23 @@ def test_blocks_use_one_thread_each(monkeypatch):
     gx.cross_entropy(da.from_array(big, chunks=(64, VOCAB)), np.zeros(64, int)).compute()
     assert seen
     assert set(seen) == {1}
+
+
+def test_query_planning():
+    """Dask's other array engine, which has to be chosen before Dask is imported."""
+    code = """
+import dask.array as da, numpy as np, gpuxent as gx
+x, y = np.random.default_rng(0).normal(0, 3, (10, 50)), np.arange(10)
+lazy = da.from_array(x, chunks=(3, 17))
+assert "expr" in type(lazy).__module__
+loss, dlogits = gx.cross_entropy_and_grad(lazy, y, label_smoothing=0.1)
+expected = gx.cross_entropy_and_grad(x, y, label_smoothing=0.1)
+assert abs(loss.compute() - expected[0]) < 1e-14
+assert abs(dlogits.compute() - expected[1]).max() < 1e-15
+assert abs(gx.kl_divergence(lazy, lazy[::-1]).compute() - gx.kl_divergence(x, x[::-1])).max() < 1e-13
+assert gx.evaluate(lazy, y).accuracy == gx.evaluate(x, y).accuracy
+print("same")
+"""
+    environment = os.environ | {"DASK_ARRAY__QUERY_PLANNING": "True"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "same", done.stderr

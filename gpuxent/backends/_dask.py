@@ -9,8 +9,9 @@ graph computes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, fields
+from functools import partial, reduce
+from itertools import islice
 from typing import Any
 
 import dask.array as da
@@ -32,11 +33,19 @@ from gpuxent.backends._threads import threads
 
 INTEGER_FIELDS = ("argmax", "rank")  # exact in float64 all the same
 
+Pair = tuple[Any, tuple[int, ...] | None]  # an argument of a blockwise and the axes it runs along
+BlockFunction = Callable[
+    ..., Any
+]  # (backend of the block, logits, labels, first column, others...) -> what a block gives
+
 
 @dataclass(frozen=True)
 class DaskBackend:
-    """The functions of the contract for Dask arrays; `block_backend` names the backend of the blocks (None: the
-    best)."""
+    """The functions of the contract for Dask arrays; `block_backend` names the backend of the blocks (None: the best).
+
+    Each says what a block does; `_rowwise` makes an array like the logits of that, and `_sums` and `_states` sums and
+    records of the rows.
+    """
 
     block_backend: str | None = None
 
@@ -57,29 +66,18 @@ class DaskBackend:
             # a slice ranks its classes against a logit that may lie in another slice: one more, cheap read
             label_logit = self._label_logits(logits, labels, transform)
 
-        def stats(logits: Any, labels: Any, start: Any, soft: Any, scale: Any, base: Any, label_logit: Any) -> Any:
-            spread = None if scale is None else Spread(soft, scale, base)
-            record = self._backend(logits).row_stats(
-                logits,
-                labels,
-                int(start[0]),
-                spread=spread,
-                transform=transform,
-                label_logit=label_logit,
-                also=also,
-            )
-            return tuple(getattr(record, name) for name in ROW_FIELDS)
+        def stats(backend: Any, logits: Any, labels: Any, start: int, spread: Any, label_logit: Any) -> Any:
+            how = {"spread": spread, "transform": transform, "label_logit": label_logit, "also": also}
+            return vars(backend.row_stats(logits, labels, start, **how)).values()
 
-        states = self._states(
-            stats, logits, labels, *self._spread_parts(logits, spread), label_logit, outputs=len(ROW_FIELDS)
-        )
-        return _row_record(self._contract(states, _merge_row_states))
+        states = self._states(stats, logits, labels, _cut(spread, logits), label_logit, outputs=len(ROW_FIELDS))
+        return _row_record(_contract(states, _merge_row_states))
 
     def _label_logits(self, logits: da.Array, labels: da.Array | None, transform: Transform) -> da.Array:
-        def gather(logits: Any, labels: Any, start: Any) -> Any:
-            return (self._backend(logits).label_logits(logits, labels, int(start[0]), transform),)
+        def gather(backend: Any, logits: Any, labels: Any, start: int) -> Any:
+            return (backend.label_logits(logits, labels, start, transform),)
 
-        return self._contract(self._states(gather, logits, labels, outputs=1), partial(np.max, axis=-2))[..., 0]
+        return _contract(self._states(gather, logits, labels, outputs=1), partial(np.max, axis=-2))[..., 0]
 
     def logit_grad(
         self,
@@ -93,31 +91,18 @@ class DaskBackend:
         transform: Transform = IDENTITY,
         out: None = None,
     ) -> da.Array:
-        def grad(
-            logits: Any, labels: Any, start: Any, soft: Any, scale: Any, base: Any,
-            top: Any, rest: Any, label_logit: Any, softmax_weight: Any, label_weight: Any, spread_weight: Any,
-        ) -> Any:  # fmt: skip
-            spread = None if scale is None else Spread(soft, scale, base)
-            return self._backend(logits).logit_grad(
-                logits,
-                labels,
-                _known(top, rest, label_logit),
-                GradWeights(softmax_weight, label_weight, spread_weight),
-                int(start[0]),
-                spread=spread,
-                transform=transform,
-            )
+        def grad(backend: Any, logits: Any, labels: Any, start: int, stats: Any, weights: Any, spread: Any) -> Any:
+            return backend.logit_grad(logits, labels, stats, weights, start, spread=spread, transform=transform)
 
-        vectors = (stats.max, stats.rest, stats.label_logit, *vars(weights).values())
-        return self._rowwise(grad, logits, labels, *self._spread_parts(logits, spread), *vectors)
+        return self._rowwise(grad, logits, labels, _needed(stats), weights, _cut(spread, logits))
 
     def log_probs(self, logits: da.Array, stats: RowStats) -> da.Array:
-        def log_probs(logits: Any, _labels: Any, _start: Any, top: Any, rest: Any) -> Any:
-            return self._backend(logits).log_probs(logits, _known(top, rest))
+        def log_probs(backend: Any, logits: Any, _labels: Any, _start: int, stats: Any) -> Any:
+            return backend.log_probs(logits, stats)
 
-        return self._rowwise(log_probs, logits, None, stats.max, stats.rest)
+        return self._rowwise(log_probs, logits, None, _needed(stats))
 
-    # ---- sums over the vocabulary: states that are merged by addition ----
+    # ---- sums over the vocabulary ----
 
     def pair_stats(
         self,
@@ -128,85 +113,59 @@ class DaskBackend:
         *,
         divergence: str,
     ) -> PairStats:
-        def sums(p: Any, _labels: Any, _start: Any, q: Any, *vectors: Any) -> Any:
-            stats = (_known(*vectors[:2]), _known(*vectors[2:])) if vectors else (None, None)
-            return vars(self._backend(p).pair_stats(p, q, *stats, divergence=divergence)).values()
+        def sums(backend: Any, p: Any, _labels: Any, _start: int, q: Any, *stats: Any) -> Any:
+            return vars(backend.pair_stats(p, q, *stats, divergence=divergence)).values()
 
-        vectors = [] if p_stats is None or q_stats is None else [p_stats.max, p_stats.rest, q_stats.max, q_stats.rest]
-        return PairStats(*self._sums(sums, p, None, q, *vectors, outputs=1))
+        return PairStats(*self._sums(sums, p, None, q, _needed(p_stats), _needed(q_stats), outputs=1))
 
     def cross_sums(self, weights: da.Array, probs: da.Array, *, scale: np.ndarray | float = 1.0) -> da.Array:
-        def sums(probs: Any, _labels: Any, _start: Any, weights: Any, scale: Any) -> Any:
-            return (self._backend(probs).cross_sums(weights, probs, scale=scale),)
+        def sums(backend: Any, probs: Any, _labels: Any, _start: int, weights: Any, scale: Any) -> Any:
+            return (backend.cross_sums(weights, probs, scale=scale),)
 
-        return self._sums(sums, probs, None, weights, self._columns(probs, scale), outputs=1)[0]
+        return self._sums(sums, probs, None, weights, _columns(scale, probs), outputs=1)[0]
 
     def row_sums(self, rows: da.Array, *, high: float = np.inf, ignore: float | None = None) -> tuple[da.Array, ...]:
-        def sums(rows: Any, _labels: Any, _start: Any) -> Any:
-            return self._backend(rows).row_sums(rows, high=high, ignore=ignore)
+        def sums(backend: Any, rows: Any, _labels: Any, _start: int) -> Any:
+            return backend.row_sums(rows, high=high, ignore=ignore)
 
         return self._sums(sums, rows, None, outputs=2)
 
     def onehot_sums(self, rows: da.Array, vocab_start: int = 0) -> tuple[da.Array, ...]:
-        def sums(rows: Any, _labels: Any, start: Any) -> Any:
-            return self._backend(rows).onehot_sums(rows, int(start[0]))
+        def sums(backend: Any, rows: Any, _labels: Any, start: int) -> Any:
+            return backend.onehot_sums(rows, start)
 
         return self._sums(sums, rows, None, outputs=3)
 
     def take_label(self, rows: da.Array, labels: da.Array, vocab_start: int = 0) -> da.Array:
-        def take(rows: Any, labels: Any, start: Any) -> Any:
-            return (self._backend(rows).take_label(rows, labels, int(start[0])),)
+        def take(backend: Any, rows: Any, labels: Any, start: int) -> Any:
+            return (backend.take_label(rows, labels, start),)
 
         return self._sums(take, rows, labels, outputs=1)[0]
 
     # ---- independent sigmoids ----
 
-    def binary_losses(
-        self, scores: da.Array, targets: da.Array, *, pos_weight: Any, class_weight: Any, **how: Any
-    ) -> da.Array:
-        def losses(scores: Any, _labels: Any, _start: Any, targets: Any, pos_weight: Any, class_weight: Any) -> Any:
-            weights = {"pos_weight": pos_weight, "class_weight": class_weight}
-            return self._backend(scores).binary_losses(scores, targets, **weights, **how)
-
-        columns = (self._columns(scores, pos_weight), self._columns(scores, class_weight))
+    def binary_losses(self, scores: da.Array, targets: da.Array, **how: Any) -> da.Array:
         dtype = np.float64 if scores.dtype.itemsize == 8 else np.float32
-        return self._rowwise(losses, scores, None, targets, *columns, dtype=dtype)
+        return self._rowwise(*self._binary("binary_losses", scores, how), targets, dtype=dtype)
 
-    def binary_sums(
-        self, scores: da.Array, targets: da.Array, *, pos_weight: Any, class_weight: Any, **how: Any
-    ) -> tuple[da.Array, ...]:
-        def sums(scores: Any, _labels: Any, _start: Any, targets: Any, pos_weight: Any, class_weight: Any) -> Any:
-            weights = {"pos_weight": pos_weight, "class_weight": class_weight}
-            return self._backend(scores).binary_sums(scores, targets, **weights, **how)
+    def binary_sums(self, scores: da.Array, targets: da.Array, **how: Any) -> tuple[da.Array, ...]:
+        return self._sums(*self._binary("binary_sums", scores, how), targets, outputs=2)
 
-        columns = (self._columns(scores, pos_weight), self._columns(scores, class_weight))
-        return self._sums(sums, scores, None, targets, *columns, outputs=2)
+    def binary_grad(self, scores: da.Array, targets: da.Array, scale: Any, *, out: None = None, **how: Any) -> da.Array:
+        return self._rowwise(*self._binary("binary_grad", scores, how), targets, scale)
 
-    def binary_grad(
-        self,
-        scores: da.Array,
-        targets: da.Array,
-        scale: Any,
-        *,
-        pos_weight: Any,
-        class_weight: Any,
-        out: None = None,
-        **how: Any,
-    ) -> da.Array:
-        def grad(
-            scores: Any,
-            _labels: Any,
-            _start: Any,
-            targets: Any,
-            pos_weight: Any,
-            class_weight: Any,
-            scale: Any,
+    def _binary(self, name: str, scores: da.Array, how: dict[str, Any]) -> tuple[Any, ...]:
+        """A block's function and its first arguments; the two weights may run along the columns."""
+        how = dict(how)
+        weights = [_columns(how.pop(weight), scores) for weight in ("pos_weight", "class_weight")]
+
+        def call(
+            backend: Any, scores: Any, _labels: Any, _start: int, pos_weight: Any, class_weight: Any, *others: Any
         ) -> Any:
-            weights = {"pos_weight": pos_weight, "class_weight": class_weight}
-            return self._backend(scores).binary_grad(scores, targets, scale, **weights, **how)
+            function = getattr(backend, name)
+            return function(scores, *others, pos_weight=pos_weight, class_weight=class_weight, **how)
 
-        columns = (self._columns(scores, pos_weight), self._columns(scores, class_weight))
-        return self._rowwise(grad, scores, None, targets, *columns, scale)
+        return call, scores, None, *weights
 
     # ---- rows and vectors ----
 
@@ -219,13 +178,13 @@ class DaskBackend:
         at: bool = False,
     ) -> Any:
         flat, rebuild = _flatten(arguments)
-        ndim = max(np.ndim(a) for a in flat)
+        ndim = max(_ndim(a) for a in flat)
         like = next((a for a in flat if isinstance(a, da.Array) and a.ndim == ndim), None)
         if like is None:  # numbers alone: nothing is lazy
             from gpuxent.backends import _numpy
 
             return _numpy.map_rows(function, *arguments, outputs=outputs, dtype=dtype, at=at)
-        flat = [_chunked(a, like.chunks) if np.ndim(a) == ndim > 0 else a for a in flat]
+        flat = [_chunked(a, like.chunks) if _ndim(a) == ndim > 0 else a for a in flat]
         starts = [_starts(sizes) for sizes in like.chunks] if at else []
 
         def on_block(*block: Any) -> Any:
@@ -236,7 +195,7 @@ class DaskBackend:
             return np.asarray(result, dtype) if outputs == 1 else _stacked(result)
 
         index = tuple(range(ndim))
-        pairs = [(a, index[: np.ndim(a)] if isinstance(a, da.Array) else None) for a in flat]
+        pairs = [_indexed(a) for a in flat]
         pairs += [(start, (axis,)) for axis, start in enumerate(starts)]
         if outputs == 1:
             return _blockwise(on_block, index, pairs, dtype)
@@ -244,22 +203,11 @@ class DaskBackend:
         return tuple(states[..., i] for i in range(outputs))
 
     def total(self, values: da.Array) -> da.Array:
-        """The exact sum of all entries: an integer per block, added up in a tree."""
+        """The exact sum of all entries: an integer per block, added up in one small task."""
         if values.dtype.kind in "biu":
             return values.sum(dtype=np.int64).astype(np.float64)
-
-        # `computing_meta`: Dask also calls these with empty arrays, to see what comes out
-        def chunk(block: np.ndarray, axis: Any, keepdims: bool, computing_meta: bool = False) -> np.ndarray:
-            return block if computing_meta else _one(ExactSum.of(block), block.ndim)
-
-        def combine(parts: np.ndarray, axis: Any, keepdims: bool, computing_meta: bool = False) -> np.ndarray:
-            return parts if computing_meta else _one(_merged(parts), parts.ndim)
-
-        def aggregate(parts: np.ndarray, axis: Any, keepdims: bool, computing_meta: bool = False) -> Any:
-            return np.empty(()) if computing_meta else np.array(_merged(parts).value)
-
-        meta = np.empty((), np.float64)
-        return da.reduction(values, chunk, aggregate, combine=combine, dtype=np.float64, meta=meta)
+        sums = self.map_rows(lambda block: _one(ExactSum.of(block), block.ndim), values, dtype=object)
+        return _blockwise(_merged, (), [_indexed(sums)], np.float64, concatenate=True)
 
     def laid_out_as(self, logits: da.Array, values: Any) -> da.Array:
         return _chunked(values, logits.chunks[: values.ndim])
@@ -268,7 +216,7 @@ class DaskBackend:
         return da.full(rows.shape[:-1], NO_LABEL, dtype=np.int64, chunks=rows.chunks[:-1])
 
     def after(self, guard: da.Array, rows: da.Array) -> da.Array:
-        return self._rowwise(lambda rows, _labels, _start, _guard: rows, rows, None, guard)
+        return self._rowwise(lambda _backend, rows, _labels, _start, _guard: rows, rows, None, guard)
 
     def block_results(self, function: Callable[..., Any], *arguments: da.Array) -> Iterator[Any]:
         """function(blocks, start=...) of every block of rows, computed now."""
@@ -281,75 +229,54 @@ class DaskBackend:
 
     # ---- blockwise over (rows..., vocab) ----
 
-    def _backend(self, block: Any) -> Any:
-        return backend_of(block, self.block_backend)
-
-    def _spread_parts(self, logits: da.Array, spread: Spread | None) -> tuple[Any, Any, Any]:
-        if spread is None:
-            return None, None, None
-        return spread.soft, self._columns(logits, spread.scale), self._columns(logits, spread.base)
-
-    def _columns(self, logits: da.Array, values: Any) -> Any:
-        """A vector of length vocab, cut up as the logits' last axis (marked by a class, since rows may be as many)."""
-        return _Columns(_chunked(values, logits.chunks[-1:])) if np.ndim(values) else values
-
-    def _pairs(self, logits: da.Array, labels: Any, others: Sequence[Any]) -> list[tuple[Any, tuple[int, ...] | None]]:
-        """The arguments of a blockwise: logits, labels, first column of the block, then the others."""
-        ndim = logits.ndim
-        pairs: list[tuple[Any, tuple[int, ...] | None]] = [
-            (logits, tuple(range(ndim))),
-            (labels, None if labels is None else tuple(range(ndim - 1))),
-        ]
-        pairs.append((_starts(logits.chunks[-1]), (ndim - 1,)))
-        for other in others:
-            if isinstance(other, _Columns):
-                pairs.append((other.array, (ndim - 1,)))
-            elif isinstance(other, da.Array):
-                pairs.append((other, tuple(range(other.ndim))))
-            else:
-                pairs.append((other, None))
-        return pairs
-
     def _rowwise(
-        self, function: Callable[..., Any], logits: da.Array, labels: Any, *others: Any, dtype: Any = None
+        self, function: BlockFunction, logits: da.Array, labels: Any, *others: Any, dtype: Any = None
     ) -> da.Array:
         """A block for every block of logits."""
-        return _blockwise(
-            _single_threaded(function),
-            tuple(range(logits.ndim)),
-            self._pairs(logits, labels, others),
-            logits.dtype if dtype is None else dtype,
-        )
+        call, pairs = self._block_call(function, logits, labels, others)
+        return _blockwise(call, tuple(range(logits.ndim)), pairs, logits.dtype if dtype is None else dtype)
 
-    def _states(
-        self, function: Callable[..., Any], logits: da.Array, labels: Any, *others: Any, outputs: int
-    ) -> da.Array:
-        """The vectors that `function` gives for each block, as states (rows, slices, outputs)."""
+    def _states(self, function: BlockFunction, logits: da.Array, labels: Any, *others: Any, outputs: int) -> da.Array:
+        """The vectors that the function gives for each block, as states (rows, slices, outputs)."""
+        call, pairs = self._block_call(function, logits, labels, others)
         vocab, fields = logits.ndim - 1, logits.ndim
-
-        def state(*block: Any) -> np.ndarray:
-            return _stacked(function(*block))[..., None, :]
-
         return _blockwise(
-            _single_threaded(state),
+            partial(_state, call),
             (*range(vocab), vocab, fields),
-            self._pairs(logits, labels, others),
+            pairs,
             np.float64,
             new_axes={fields: outputs},
             adjust_chunks={vocab: lambda _: 1},
         )
 
-    def _contract(self, states: da.Array, merge: Callable[[np.ndarray], np.ndarray]) -> da.Array:
-        """States (rows, slices, fields) merged over the slices, in column order."""
-        *rows, slices, fields = range(states.ndim)
-        return _blockwise(merge, (*rows, fields), [(states, (*rows, slices, fields))], np.float64, concatenate=True)
-
     def _sums(
-        self, function: Callable[..., Any], logits: da.Array, labels: Any, *others: Any, outputs: int
+        self, function: BlockFunction, logits: da.Array, labels: Any, *others: Any, outputs: int
     ) -> tuple[da.Array, ...]:
-        states = self._states(function, logits, labels, *others, outputs=outputs)
-        sums = self._contract(states, _add_in_order)
+        sums = _contract(self._states(function, logits, labels, *others, outputs=outputs), _add_in_order)
         return tuple(sums[..., i] for i in range(outputs))
+
+    def _block_call(
+        self, function: BlockFunction, logits: da.Array, labels: Any, others: Sequence[Any]
+    ) -> tuple[Any, Any]:
+        """What runs on a block, and the arguments of a blockwise: logits, labels, first column, the others' fields."""
+        flat, rebuild = _flatten(others)
+        vocab = logits.ndim - 1
+        pairs = [_indexed(logits), _indexed(labels), (_starts(logits.chunks[-1]), (vocab,))]
+        for value in flat:
+            pairs.append((value.array, (vocab,)) if isinstance(value, _Columns) else _indexed(value))
+        return partial(_on_block, function, self.block_backend, rebuild), pairs
+
+
+def _on_block(
+    function: BlockFunction, name: str | None, rebuild: Any, logits: Any, labels: Any, start: Any, *flat: Any
+) -> Any:
+    """One thread per task: Dask runs as many tasks as there are cores."""
+    with threads(1), np.errstate(all="ignore"):
+        return function(backend_of(logits, name), logits, labels, int(start[0]), *rebuild(flat))
+
+
+def _state(call: Callable[..., Any], *block: Any) -> np.ndarray:
+    return _stacked(call(*block))[..., None, :]
 
 
 @dataclass(frozen=True)
@@ -362,7 +289,7 @@ class _Columns:
 def _blockwise(
     function: Callable[..., Any],
     index: tuple[int, ...],
-    pairs: Sequence[tuple[Any, tuple[int, ...] | None]],
+    pairs: Sequence[Pair],
     dtype: Any,
     **how: Any,
 ) -> da.Array:
@@ -372,14 +299,31 @@ def _blockwise(
     return da.blockwise(function, index, *flat, dtype=dtype, meta=meta, align_arrays=False, **how)
 
 
-def _single_threaded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One thread per task: Dask runs as many tasks as there are cores."""
-    return partial(_call_single_threaded, function)
+def _contract(states: da.Array, merge: Callable[[np.ndarray], np.ndarray]) -> da.Array:
+    """States (rows, slices, fields) merged over the slices, in column order."""
+    *rows, slices, fields = range(states.ndim)
+    return _blockwise(merge, (*rows, fields), [(states, (*rows, slices, fields))], np.float64, concatenate=True)
 
 
-def _call_single_threaded(function: Callable[..., Any], *block: Any) -> Any:
-    with threads(1), np.errstate(all="ignore"):
-        return function(*block)
+def _indexed(value: Any) -> Pair:
+    """A Dask array runs along the leading axes of the output; anything else goes to every block as it is."""
+    return (value, tuple(range(value.ndim))) if isinstance(value, da.Array) else (value, None)
+
+
+def _columns(values: Any, logits: da.Array) -> Any:
+    """A vector of length vocab, cut up as the logits' last axis; a number stays one."""
+    return _Columns(_chunked(values, logits.chunks[-1:])) if _ndim(values) else values
+
+
+def _cut(spread: Spread | None, logits: da.Array) -> Spread | None:
+    if spread is None:
+        return None
+    return Spread(spread.soft, _columns(spread.scale, logits), _columns(spread.base, logits))
+
+
+def _ndim(value: Any) -> int:
+    """np.ndim, which Dask's expression arrays do not support."""
+    return value.ndim if hasattr(value, "ndim") else np.ndim(value)
 
 
 def _chunked(values: Any, chunks: tuple[tuple[int, ...], ...]) -> da.Array:
@@ -416,27 +360,28 @@ def _add_in_order(states: np.ndarray) -> np.ndarray:
     return total
 
 
-def _known(top: Any, rest: Any, label_logit: Any = None) -> RowStats:
-    """RowStats of which only these fields are needed."""
-    record = RowStats.identity()
-    known = {"max": top, "rest": rest} | ({} if label_logit is None else {"label_logit": label_logit})
-    return RowStats(**vars(record) | known)
+def _needed(stats: RowStats | None) -> RowStats | None:
+    """Only what a second read of the rows uses: the other fields need not travel."""
+    if stats is None:
+        return None
+    needed = {"max": stats.max, "rest": stats.rest, "label_logit": stats.label_logit}
+    return RowStats(**vars(RowStats.identity()) | needed)
 
 
 def _flatten(arguments: Sequence[Any]) -> tuple[list[Any], Callable[[Sequence[Any]], list[Any]]]:
     """The arguments with records opened into their fields, and the way back."""
-    flat: list[Any] = []
-    shapes: list[int | None] = []
-    for argument in arguments:
-        fields = list(vars(argument).values()) if isinstance(argument, RowStats) else [argument]
-        shapes.append(len(fields) if isinstance(argument, RowStats) else None)
-        flat += fields
+    kinds = [type(a) if isinstance(a, (RowStats, GradWeights, Spread)) else None for a in arguments]
+    sizes = [1 if kind is None else len(fields(kind)) for kind in kinds]
+    flat = [
+        part for a, kind in zip(arguments, kinds, strict=True) for part in ([a] if kind is None else vars(a).values())
+    ]
+    return flat, partial(_rebuild, kinds, sizes)
 
-    def rebuild(values: Sequence[Any]) -> list[Any]:
-        rest = iter(values)
-        return [next(rest) if n is None else RowStats(*(next(rest) for _ in range(n))) for n in shapes]
 
-    return flat, rebuild
+def _rebuild(kinds: list[Any], sizes: list[int], flat: Sequence[Any]) -> list[Any]:
+    rest = iter(flat)
+    parts = [list(islice(rest, size)) for size in sizes]
+    return [part[0] if kind is None else kind(*part) for kind, part in zip(kinds, parts, strict=True)]
 
 
 def _one(value: Any, ndim: int) -> np.ndarray:
@@ -446,8 +391,5 @@ def _one(value: Any, ndim: int) -> np.ndarray:
     return box
 
 
-def _merged(parts: np.ndarray) -> ExactSum:
-    total = ExactSum()
-    for part in parts.ravel():
-        total = total.merge(part)
-    return total
+def _merged(sums: np.ndarray) -> np.ndarray:
+    return np.array(reduce(ExactSum.merge, sums.ravel(), ExactSum()).value)

@@ -67,7 +67,7 @@ def score_blocks(
         try:
             for place in plan:
                 flying.append(pool.submit(score, *place))
-                if len(flying) > workers:
+                if len(flying) > 2 * workers:
                     yield flying.popleft().result()
             while flying:
                 yield flying.popleft().result()

@@ -1,0 +1,24 @@
+"""The README's Python runs, and says what it is said to compute."""
+
+import re
+from pathlib import Path
+
+import gpuxent as gx
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_examples_run():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 2
+    assert abs(names["lazy"].compute() - names["loss"]) < 1e-6
+    assert names["result"].scored == 460
+    assert (names["kl"] > 0).all()
+
+
+def test_what_the_readme_names_exists():
+    for name in set(re.findall(r"gx\.([a-z_]+)", README)) | set(re.findall(r"gpuxent\.([a-z_]+)\(", README)):
+        assert hasattr(gx, name), name
