@@ -74,17 +74,10 @@ def row_stats(
     extra = 2 if spread is not None else 1 if "moment" in also else 0
     scratch = [dtype] * (1 + extra) + [np.bool_] * (rank is not None)
     over_tiles(work, [logits, soft], scratch)
-    stats = tiles.merged(vocab_start)
-    return RowStats(
-        max=stats.max.reshape(shape),
-        rest=stats.rest.reshape(shape),
-        label_logit=own_label,
-        spread_gap=stats.spread_gap.reshape(shape),
-        spread_weight=stats.spread_weight.reshape(shape),
-        argmax=stats.argmax.reshape(shape),
-        moment=stats.moment.reshape(shape),
-        rank=stats.rank.reshape(shape) if rank is None else rank.sum(axis=0).reshape(shape),
-    )
+    fields = vars(tiles.merged(vocab_start)) | {"label_logit": own_label}
+    if rank is not None:
+        fields["rank"] = rank.sum(axis=0)
+    return RowStats(**{name: values.reshape(shape) for name, values in fields.items()})
 
 
 class _TileStats:
