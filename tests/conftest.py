@@ -1,6 +1,7 @@
 """Where the arrays of a test live: every contract holds for NumPy and for Dask arrays, however they are chunked."""
 
 import itertools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,12 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# A change is judged on the same examples every time; at home every run tries new ones.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 def _pieces(size: int, parts: int) -> tuple[int, ...]:

@@ -34,7 +34,10 @@ def assert_same(a, b, eps=0.0):
     assert np.array_equal(np.isnan(a.rest), np.isnan(b.rest))
     good = ~np.isnan(a.rest)
     for name in vars(a):
-        assert_close(getattr(a, name)[good], getattr(b, name)[good], eps, np.float64, floor=1e-280)
+        p, q = getattr(a, name)[good], getattr(b, name)[good]
+        if name == "moment":  # it is used beside rest, and both make the entropy larger: nothing cancels in rest - moment
+            p, q = a.rest[good] - p, b.rest[good] - q
+        assert_close(p, q, eps, np.float64, floor=1e-280)
 
 
 special = st.sampled_from([-np.inf, -1e30, -50.0, -1.0, 0.0, 1.0, 3.5, 60.0, 1e30, np.nan, np.inf])
@@ -56,7 +59,7 @@ def test_identity(x):
 def test_merge_commutes(x, cut):
     labels, soft = np.array([0, 5]), np.full(x.shape, 1 / 8)
     a, b = stats_of(x, labels, soft, 0, cut), stats_of(x, labels, soft, cut)
-    assert_same(a.merge(b), b.merge(a))
+    assert_same(a.merge(b), b.merge(a), 4)  # to rounding: of equal maxima either may lead
 
 
 @settings(deadline=None, max_examples=150)
