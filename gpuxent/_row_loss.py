@@ -20,13 +20,11 @@ class LossOptions:
     z_loss: float = 0.0
     transform: Transform = IDENTITY
     reduction: str = "mean"
-    check_labels: bool = True
-    backend: str | None = None
 
     def spread(self, soft: Array | None, vocab: int) -> Spread | None:
         """The spread row: None for plain index labels."""
         weight = 1.0 if self.class_weight is None else self.class_weight
-        base = weight * (self.label_smoothing / vocab)
+        base = weight * (self.label_smoothing / vocab) if self.label_smoothing else 0.0
         if soft is not None:
             return Spread(soft, weight * (1.0 - self.label_smoothing), base)
         return Spread(None, 1.0, base) if self.label_smoothing else None

@@ -6,7 +6,6 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,16 +47,16 @@ def score_blocks(
     block_bytes: int = BLOCK_BYTES,
     **options: Any,
 ) -> Iterator[Block]:
-    """The blocks of a data set in order, each scored on one thread; `options` go to `score_rows`."""
+    """The blocks of a data set in order, one scored on each thread; `options` go to `score_rows`."""
     check_sources(logits, labels, documents)
     plan = list(plan_blocks(logits, block_bytes))
-    workers = min(thread_count(), len(plan))
-    if workers == 0:
+    if not plan:
         return
+    workers = min(thread_count(), len(plan))
+    threads_per_block = thread_count() // workers  # 1, unless there are fewer blocks than threads
 
     def score(first_row: int, rows: Rows) -> Block:
-        # as many blocks as threads: each on its own; fewer: they share the threads
-        with threads(1) if len(plan) > 1 else nullcontext():
+        with threads(threads_per_block):
             scores = score_rows(logits.read(rows), labels.read(rows), first_row=tuple(s.start for s in rows), **options)
         ids = None if documents is None else documents.read(rows).ravel()
         return Block(first_row, RowScores(*(field.ravel() for field in vars(scores).values())), ids)

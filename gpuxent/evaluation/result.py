@@ -33,20 +33,22 @@ class Evaluation:
     topk_accuracy: dict[int, float]
     entropy: float  # of the model's distribution, nats
     ece: float  # expected calibration error of the top class
-    bins: tuple[CalibrationBin, ...]
     nan_rows: int
     first_nan_row: int | None
     infinite_rows: int
     first_infinite_row: int | None
+    bins: tuple[CalibrationBin, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: None for what is not finite (the counts of NaN and infinite rows tell why), top-k as
         top5_accuracy."""
-        data = asdict(self)
-        bins, topk = data.pop("bins"), data.pop("topk_accuracy")
-        data |= {f"top{k}_accuracy": value for k, value in topk.items() if k != 1}
-        data["bins"] = [_finite(b) for b in bins]
-        return _finite(data)
+        data: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            if name == "topk_accuracy":
+                data |= {f"top{k}_accuracy": share for k, share in value.items() if k != 1}
+            else:
+                data[name] = value
+        return _finite(data) | {"bins": [_finite(b) for b in data["bins"]]}
 
 
 def _finite(data: dict[str, Any]) -> dict[str, Any]:
