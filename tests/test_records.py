@@ -35,7 +35,7 @@ def assert_same(a, b, eps=0.0):
     good = ~np.isnan(a.rest)
     for name in vars(a):
         p, q = getattr(a, name)[good], getattr(b, name)[good]
-        if name == "moment":  # it is used beside rest, and both make the entropy larger: nothing cancels in rest - moment
+        if name == "moment":  # used beside rest, and both make the entropy larger: nothing cancels in rest - moment
             p, q = a.rest[good] - p, b.rest[good] - q
         assert_close(p, q, eps, np.float64, floor=1e-280)
 

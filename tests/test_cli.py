@@ -1,0 +1,246 @@
+"""The command line as a process: results, exit codes, and what is said about bad input."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import oracle
+import pytest
+from makers import labels, logits
+from test_sources import save_npy, save_zarr
+
+BUILT_IN = "import sys; from gpuxent.cli import main; main()"
+KEYS = {"cross_entropy", "perplexity", "bits_per_token", "stderr", "scored", "ignored", "accuracy", "top5_accuracy"}
+KEYS |= {"entropy", "ece"}
+
+
+def gpuxent(*arguments, cwd=None):
+    command = [sys.executable, "-c", BUILT_IN, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def strict_json(text):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def perplexity(*arguments):
+    done = gpuxent("perplexity", *arguments, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    return strict_json(done.stdout)
+
+
+class Data:
+    """Files of logits, labels and document ids, and the arrays in them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.x = logits(400, 150, np.float32, seed=1, kinds=("ordinary", "peak", "tie of two", "near zero", "masked"))
+        self.y = labels(self.x)
+        self.ids = np.arange(400) // 60
+        self.logits = save_npy(folder / "logits.npy", self.x)
+        self.labels = save_npy(folder / "labels.npy", self.y)
+        self.documents = save_npy(folder / "ids.npy", self.ids)
+
+    def save(self, name, array):
+        return save_npy(self.folder / name, array)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return Data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def expected(data):
+    on = data.y >= 0
+    losses = np.asarray(oracle.row_losses(data.x, data.y)[0])[on]
+    ranks = oracle.label_ranks(data.x, data.y)[on]
+    confidence = np.asarray(oracle.p_max_rows(data.x), np.float64)[on]
+    return {
+        "cross_entropy": losses.mean(),
+        "perplexity": np.exp(losses.mean()),
+        "bits_per_token": losses.mean() / np.log(np.longdouble(2)),
+        "stderr": losses.std(ddof=1) / np.sqrt(losses.size),
+        "scored": on.sum(),
+        "ignored": (~on).sum(),
+        "accuracy": (ranks == 0).mean(),
+        "top5_accuracy": (ranks < 5).mean(),
+        "entropy": oracle.entropy(data.x)[on].mean(),
+        "ece": oracle.ece(confidence, ranks == 0, 15),
+    }
+
+
+def test_results(data, expected):
+    result = perplexity(data.logits, "--labels", data.labels)
+    assert set(result) >= KEYS
+    for name, value in expected.items():
+        assert result[name] == pytest.approx(float(value), rel=2e-6), name
+    assert sum(b["count"] for b in result["bins"]) == result["scored"]
+
+
+def test_zarr_and_three_axes_give_the_same(data, tmp_path):
+    expected = perplexity(data.logits, "--labels", data.labels)
+    x = save_zarr(tmp_path / "x.zarr", data.x, (64, 100))
+    y = save_zarr(tmp_path / "y.zarr", data.y, (50,))
+    assert perplexity(x, "--labels", y) == expected
+    x = save_zarr(tmp_path / "x3.zarr", data.x.reshape(8, 50, 150), (3, 20, 150))
+    y = save_npy(tmp_path / "y3.npy", data.y.reshape(8, 50))
+    assert perplexity(x, "--labels", y) == expected
+
+
+def test_sixteen_bits(data, tmp_path):
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        x = data.x.astype(dtype)
+        result = perplexity(save_npy(tmp_path / "x.npy", x), "--labels", data.labels)
+        losses = oracle.cross_entropy(x, data.y)
+        assert result["cross_entropy"] == pytest.approx(float(losses), rel=1e-6)
+        folder = tmp_path / f"{np.dtype(dtype).name}.zarr"
+        assert perplexity(save_zarr(folder, x), "--labels", data.labels) == result
+
+
+def test_temperature_and_ignore_index(data):
+    result = perplexity(data.logits, "--labels", data.labels, "--temperature", "2")
+    assert result["cross_entropy"] == pytest.approx(
+        float(oracle.cross_entropy(data.x, data.y, temperature=2.0)), rel=1e-6
+    )
+    y = np.where(data.y == -100, 7, data.y)
+    other = data.save("labels7.npy", y)
+    result = perplexity(data.logits, "--labels", other, "--ignore-index", "7")
+    assert result["cross_entropy"] == pytest.approx(float(oracle.cross_entropy(data.x, y, ignore_index=7)), rel=1e-6)
+
+
+def test_documents(data):
+    result = perplexity(data.logits, "--labels", data.labels, "--documents", data.documents)
+    losses = np.asarray(oracle.row_losses(data.x, data.y)[0], np.float64)
+    assert [d["document"] for d in result["documents"]] == list(range(7))
+    means = []
+    for d in result["documents"]:
+        on = (data.ids == d["document"]) & (data.y >= 0)
+        assert d["scored"] == on.sum()
+        means.append(losses[on].mean())
+        assert d["cross_entropy"] == pytest.approx(means[-1], rel=1e-6)
+    assert result["document_mean_cross_entropy"] == pytest.approx(np.mean(means), rel=1e-6)
+
+
+def test_table_on_stdout_progress_on_stderr(data):
+    done = gpuxent("perplexity", data.logits, "--labels", data.labels, "--documents", data.documents)
+    assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for text in ("tokens scored", "cross-entropy (nats per token)", "perplexity", "top-5 accuracy", "ECE", "document"):
+        assert text in done.stdout
+    assert "rows" not in done.stdout
+    assert done.stderr.splitlines()[-1].startswith("gpuxent: 400/400 rows (100%), cross-entropy ")
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("form", ["json", "table"])
+def test_output_goes_to_the_file(data, tmp_path, form):
+    file = tmp_path / "result"
+    done = gpuxent("perplexity", data.logits, "--labels", data.labels, "--format", form, "--output", file)
+    assert (done.returncode, done.stdout) == (0, "")
+    text = file.read_text(encoding="utf-8")
+    assert strict_json(text)["scored"] > 0 if form == "json" else "tokens scored" in text
+
+
+def test_infinite_and_nan_rows_are_counted(data):
+    x, y = data.x.copy(), data.y.copy()
+    x[41, 3], y[41] = -np.inf, 3
+    result = perplexity(data.save("inf.npy", x), "--labels", data.save("inf_labels.npy", y))
+    assert (result["cross_entropy"], result["infinite_rows"], result["first_infinite_row"]) == (None, 1, 41)
+    x[[77, 200]] = np.nan
+    y[[77, 200]] = 0
+    done = gpuxent("perplexity", data.save("nan.npy", x), "--labels", data.save("nan_labels.npy", y))
+    assert done.returncode == 0
+    assert "2 rows have a loss of NaN, first row 77" in done.stdout
+    assert "1 rows have an infinite loss, first row 41" in done.stdout
+
+
+def test_usage_errors_exit_with_2(data):
+    for arguments in (
+        ("perplexity", data.logits),
+        ("perplexity", data.logits, "--labels", data.labels, "--colour"),
+        ("perplexity", data.logits, "--labels", data.labels, "--format", "xml"),
+        ("perplexity", data.logits, "--labels", data.labels, "--temperature", "hot"),
+        ("perplexxity",),
+    ):
+        done = gpuxent(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "Traceback" not in done.stderr
+
+
+def bad_inputs(data):
+    """(what is said, logits, labels, more arguments)."""
+    x, y = data.x, data.y
+    raw = data.logits.read_bytes()
+    (data.folder / "cut.npy").write_bytes(raw[: len(raw) // 2])
+    (data.folder / "empty.npy").write_bytes(b"")
+    (data.folder / "text.npy").write_text("not an array")
+    (data.folder / "folder").mkdir()
+    np.savez(data.folder / "many.npz", x=x)
+    out_of_range = y.copy()
+    out_of_range[333] = 150
+    path = data.folder.joinpath
+    yield "gone.npy does not exist", path("gone.npy"), data.labels, ()
+    yield "gone.npy does not exist", data.logits, path("gone.npy"), ()
+    yield "gone.npy does not exist", data.logits, data.labels, ("--documents", path("gone.npy"))
+    yield "cut.npy is not a whole .npy file", path("cut.npy"), data.labels, ()
+    yield "empty.npy is not a whole .npy file", path("empty.npy"), data.labels, ()
+    yield "text.npy is not a whole .npy file", path("text.npy"), data.labels, ()
+    yield "folder is not a Zarr array", path("folder"), data.labels, ()
+    yield "many.npz is an archive of arrays", path("many.npz"), data.labels, ()
+    yield (
+        "must have shape (400,) for logits of shape (400, 150), got (399,)",
+        data.logits,
+        data.save("y1.npy", y[1:]),
+        (),
+    )
+    yield "must have shape (rows, vocab) or (..., vocab), got (150,)", data.save("x1.npy", x[0]), data.labels, ()
+    yield "must be integers, got float64", data.logits, data.save("yf.npy", y * 1.0), ()
+    yield (
+        "must be float16, bfloat16, float32 or float64, got int32",
+        data.save("xi.npy", np.zeros((400, 150), np.int32)),
+        data.labels,
+        (),
+    )
+    yield "labels[333] is 150, expected a class in [0, 150)", data.logits, data.save("yr.npy", out_of_range), ()
+    yield "no token to score", data.logits, data.save("yn.npy", np.full(400, -100)), ()
+    yield "no token to score", data.save("x0.npy", x[:0]), data.save("y0.npy", y[:0]), ()
+    yield "got (400, 0)", data.save("xv.npy", x[:, :0]), data.labels, ()
+    yield "--temperature must be a number above 0, got 0.0", data.logits, data.labels, ("--temperature", "0")
+    yield "--temperature must be a number above 0, got nan", data.logits, data.labels, ("--temperature", "nan")
+    yield "--output must be a file in an existing folder", data.logits, data.labels, ("--output", path("no/r.json"))
+
+
+def test_bad_input_exits_with_3_and_one_line(data):
+    for message, x, y, more in bad_inputs(data):
+        done = gpuxent("perplexity", x, "--labels", y, *more)
+        assert (done.returncode, done.stdout) == (3, ""), message
+        *progress, line = done.stderr.splitlines()
+        assert line.startswith("gpuxent: "), done.stderr
+        assert message in line
+        assert all(text.startswith("gpuxent: ") and "rows" in text for text in progress), done.stderr
+
+
+def test_info_version_and_help():
+    done = gpuxent("info")
+    assert done.returncode == 0
+    assert "backend numpy" in done.stdout
+    assert np.__version__ in done.stdout
+    assert gpuxent("--version").stdout.startswith("gpuxent 0.")
+    for arguments in (("--help",), ("perplexity", "--help")):
+        assert gpuxent(*arguments).returncode == 0
+    assert "perplexity" in gpuxent("--help").stdout
+
+
+def test_perplexity_that_overflows(data, tmp_path):
+    x = save_npy(tmp_path / "x.npy", np.array([[0.0, 2000.0]]))
+    result = perplexity(x, "--labels", save_npy(tmp_path / "y.npy", np.array([0])))
+    assert (result["perplexity"], result["cross_entropy"]) == (None, 2000.0)
+    assert math.isclose(result["bits_per_token"], 2000 / math.log(2))
