@@ -67,7 +67,7 @@ def test_confident_rows_keep_their_digits(dtype, home):
 def test_rounding_that_all_classes_share_does_not_add_up(gap, low):
     """Thousands of equal logits: a rounding error of x - max would be the same for each, not average out.
 
-    Half an ulp of a gap above 8 is 4 eps, and all of the loss where a tile of such classes outweighs the one above them.
+    Half an ulp of a gap above 8 is 4 eps, and all of the loss where a tile of such classes outweighs the one above it.
     """
     rng = np.random.default_rng(0)
     seconds = rng.uniform(low, low + 5, 100).astype(np.float32)

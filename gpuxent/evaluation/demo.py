@@ -1,0 +1,132 @@
+"""The demonstration: train a small language model on real text, store its logits, and score the files.
+
+Everything after the training is what `gpuxent perplexity` does with any model's files.
+"""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from gpuxent.evaluation import demo_report
+from gpuxent.evaluation.demo_corpus import Corpus, reference_corpus, text_corpus
+from gpuxent.evaluation.demo_model import LogBilinear, Settings, log_unigram, train
+from gpuxent.evaluation.demo_report import Scored
+from gpuxent.evaluation.driver import Block
+from gpuxent.evaluation.progress import Progress
+from gpuxent.evaluation.score import score_files
+from gpuxent.losses import cross_entropy
+
+FILES = ("logits.npy", "labels.npy", "documents.npy", "vocabulary.txt", "documents.txt")
+ROWS_AT_ONCE = 1024  # of logits in float32 while they are written
+
+
+def run_demo(
+    text: Path | None, output: Path | None, *, out: Console, progress: Console, settings: Settings | None = None
+) -> None:
+    """Train on `text` (UTF-8; default: Python's language reference), write the held-out logits, score them.
+
+    Results go to the console `out`, progress to `progress`. The files go into the folder `output`, or into a temporary
+    one that is deleted at the end. ValueError: a text that is too small or no UTF-8, or an output folder that has such
+    files.
+    """
+    settings = settings or Settings()
+    with output_folder(output) as folder:
+        corpus = reference_corpus() if text is None else text_corpus(text)
+        demo_report.show_corpus(corpus, out)
+        model, seconds = train_model(corpus, settings, progress)
+        demo_report.show_training(model, settings, seconds, out)
+        write_files(model, corpus, settings, folder)
+        demo_report.show_files(folder, kept=output is not None, out=out)
+        scored = score(folder, corpus, progress)
+        for table in demo_report.tables(scored):
+            out.print(table)
+        if output is not None:
+            demo_report.show(out, "Score the files again:")
+            out.print(f"  {command(folder)}", highlight=False, markup=False, soft_wrap=True)  # one line, to be copied
+
+
+@contextmanager
+def output_folder(output: Path | None) -> Iterator[Path]:
+    """The folder for the files: the user's, made if need be and never overwriting, or a temporary one."""
+    if output is None:
+        with tempfile.TemporaryDirectory(prefix="gpuxent-demo-") as temporary:
+            yield Path(temporary)
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    there = [name for name in FILES if (output / name).exists()]
+    if there:
+        raise ValueError(f"{output} already has {there[0]}; give a new or empty folder")
+    yield output
+
+
+def train_model(corpus: Corpus, settings: Settings, console: Console) -> tuple[LogBilinear, float]:
+    """The model and the seconds its training took."""
+    places = np.flatnonzero(~corpus.held_out)
+    contexts, labels = corpus.contexts(places, settings.context), corpus.tokens[places]
+    vocab = len(corpus.vocab)
+    started, running = time.monotonic(), 0.0
+    with Progress(settings.steps(len(labels), vocab), "steps", console) as progress:
+
+        def on_step(epoch: int, loss: float) -> None:
+            nonlocal running
+            running = 0.99 * running + 0.01 * loss if running else loss
+            progress.advance(1, f"epoch {epoch}, cross-entropy {running:.3f}")
+
+        model = train(contexts, labels, vocab, settings, on_step)
+    return model, time.monotonic() - started
+
+
+def write_files(model: LogBilinear, corpus: Corpus, settings: Settings, folder: Path) -> None:
+    """The held-out rows in the order of the text. The logits are float16, as large models mostly store them."""
+    places = np.flatnonzero(corpus.held_out)
+    contexts = corpus.contexts(places, settings.context)
+    shape = (len(places), len(corpus.vocab))
+    logits = np.lib.format.open_memmap(folder / "logits.npy", mode="w+", dtype=np.float16, shape=shape)
+    for start in range(0, len(places), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        logits[rows] = model.logits(contexts[rows])
+    logits.flush()
+    np.save(folder / "labels.npy", corpus.tokens[places])
+    np.save(folder / "documents.npy", corpus.document[places])
+    (folder / "vocabulary.txt").write_text("".join(f"{word}\n" for word in corpus.vocab), encoding="utf-8")
+    (folder / "documents.txt").write_text("".join(f"{name}\n" for name in corpus.names), encoding="utf-8")
+
+
+def score(folder: Path, corpus: Corpus, console: Console) -> Scored:
+    """What the stored logits say: totals, totals of each document, each token's loss, and the baselines."""
+    blocks: list[Block] = []
+    logits, labels, documents = (folder / name for name in FILES[:3])
+    totals, by_document = score_files(logits, labels, documents, console, on_block=blocks.append)
+    assert by_document is not None
+    return Scored(
+        corpus,
+        totals.result(),
+        list(by_document.rows()),
+        np.concatenate([block.scores.loss for block in blocks]),
+        baselines(corpus),
+        np.load(logits, mmap_mode="r"),
+    )
+
+
+def baselines(corpus: Corpus) -> dict[str, float]:
+    """Cross-entropy of the held-out tokens, nats, under models that see no context."""
+    labels, vocab = corpus.tokens[corpus.held_out], len(corpus.vocab)
+    unigram = log_unigram(corpus.tokens[~corpus.held_out], vocab)
+    rows = {"unigram, add-one": unigram, "uniform": np.zeros(vocab)}
+    # the same row for every token: a view, of which no copy is made
+    return {
+        name: float(cross_entropy(np.broadcast_to(row, (labels.size, vocab)), labels)) for name, row in rows.items()
+    }
+
+
+def command(folder: Path) -> str:
+    logits, labels, documents = (shlex.quote(str(folder / name)) for name in FILES[:3])
+    return f"gpuxent perplexity {logits} --labels {labels} --documents {documents}"

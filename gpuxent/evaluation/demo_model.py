@@ -1,0 +1,148 @@
+"""A log-bilinear language model in NumPy, trained through `gpuxent.cross_entropy_and_grad`.
+
+Mnih & Hinton, "Three new graphical models for statistical language modelling", ICML 2007.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpuxent.losses import cross_entropy_and_grad
+
+Gradients = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Chosen on the last tenth of each document's training tokens, not on the held-out ones."""
+
+    dimension: int = 96
+    context: int = 5
+    epochs: int = 8
+    batch: int = 256
+    rate: float = 6e-3  # of Adam: reached after `warmup` steps, then falling in a line to 0
+    warmup: int = 100
+    dropout: float = 0.4  # of the context's embeddings
+    max_logits: int = 2_500_000_000  # computed in training: what bounds the time for a large text
+    seed: int = 0
+
+    def steps(self, tokens: int, vocab: int) -> int:
+        """How many minibatches: those of the epochs, or fewer if that is more than `max_logits`."""
+        wanted = self.epochs * max(tokens // self.batch, 1)
+        return max(min(wanted, self.max_logits // (self.batch * vocab)), 1)
+
+
+@dataclass
+class LogBilinear:
+    """hidden = sum over k of embedding[context[k]] @ position_weight[k]; logits = hidden @ classifier.T + bias."""
+
+    embedding: np.ndarray  # (vocab + 1, dimension); the last one is the padding before a document
+    position_weight: np.ndarray  # (context * dimension, dimension): a matrix per position, the nearest word's first
+    classifier: np.ndarray  # (vocab, dimension)
+    bias: np.ndarray  # (vocab,)
+
+    @classmethod
+    def create(cls, bias: np.ndarray, settings: Settings, rng: np.random.Generator) -> LogBilinear:
+        """Starts as almost the unigram: the bias is its log-probabilities, and the classifier is small."""
+        dtype, vocab, dimension, context = bias.dtype, bias.size, settings.dimension, settings.context
+        return cls(
+            rng.normal(0, 0.1, (vocab + 1, dimension)).astype(dtype),
+            np.tile(np.eye(dimension, dtype=dtype) / context, (context, 1)),
+            rng.normal(0, 0.02, (vocab, dimension)).astype(dtype),
+            bias.copy(),
+        )
+
+    def features(self, contexts: np.ndarray) -> np.ndarray:
+        """(rows, context * dimension): the embeddings of each context side by side."""
+        return self.embedding[contexts].reshape(len(contexts), -1)
+
+    def logits(self, contexts: np.ndarray) -> np.ndarray:
+        logits = (self.features(contexts) @ self.position_weight) @ self.classifier.T
+        logits += self.bias
+        return logits
+
+    def loss_and_grad(
+        self, contexts: np.ndarray, labels: np.ndarray, mask: np.ndarray | float = 1.0
+    ) -> tuple[float, Gradients]:
+        """Mean cross-entropy in nats and its gradient by each parameter; `mask` multiplies the features (dropout)."""
+        features = self.features(contexts) * mask
+        hidden = features @ self.position_weight
+        logits = hidden @ self.classifier.T
+        logits += self.bias
+        loss, dlogits = cross_entropy_and_grad(logits, labels, out=logits)  # in place: the logits are not needed again
+        dhidden = dlogits @ self.classifier
+        dfeatures = (dhidden @ self.position_weight.T) * mask
+        return float(loss), {
+            "embedding": sum_by_row(dfeatures.reshape(contexts.size, -1), contexts.ravel(), len(self.embedding)),
+            "position_weight": features.T @ dhidden,
+            "classifier": dlogits.T @ hidden,
+            "bias": dlogits.sum(axis=0),
+        }
+
+
+def sum_by_row(values: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """(count, dimension): the sum of the values that belong to each row. Sorting beats `np.add.at` several times."""
+    order = np.argsort(rows, kind="stable")
+    present, starts = np.unique(rows[order], return_index=True)
+    sums = np.zeros((count, values.shape[1]), values.dtype)
+    sums[present] = np.add.reduceat(values[order], starts)
+    return sums
+
+
+class Adam:
+    """Kingma & Ba, arXiv 1412.6980; updates a model's parameters in place."""
+
+    def __init__(self, model: LogBilinear) -> None:
+        self.parameters = vars(model)
+        self.mean = {name: np.zeros_like(value) for name, value in self.parameters.items()}
+        self.square = {name: np.zeros_like(value) for name, value in self.parameters.items()}
+        self.step = 0
+
+    def update(self, gradients: Gradients, rate: float) -> None:
+        self.step += 1
+        mean_scale, square_scale = 1 - 0.9**self.step, 1 - 0.999**self.step
+        for name, gradient in gradients.items():
+            mean, square = self.mean[name], self.square[name]
+            mean += 0.1 * (gradient - mean)
+            square += 0.001 * (gradient * gradient - square)
+            step = np.sqrt(square / square_scale)
+            step += 1e-8
+            np.divide(mean, step, out=step)
+            step *= rate / mean_scale
+            self.parameters[name] -= step
+
+
+def train(
+    contexts: np.ndarray,
+    labels: np.ndarray,
+    vocab: int,
+    settings: Settings,
+    on_step: Callable[[int, float], None] = lambda epoch, loss: None,
+) -> LogBilinear:
+    """A model of labels given contexts; `on_step` is told the epoch, counted from 1, and the minibatch's loss."""
+    rng = np.random.default_rng(settings.seed)
+    model = LogBilinear.create(log_unigram(labels, vocab).astype(np.float32), settings, rng)
+    adam = Adam(model)
+    batch = min(settings.batch, len(labels))
+    per_epoch = len(labels) // batch
+    steps = settings.steps(len(labels), vocab)
+    for step in range(steps):
+        epoch, place = divmod(step, per_epoch)
+        if place == 0:
+            order = rng.permutation(len(labels))
+        rows = order[place * batch : (place + 1) * batch]
+        kept = rng.random((batch, settings.context * settings.dimension), dtype=np.float32) >= settings.dropout
+        mask = kept * np.float32(1 / (1 - settings.dropout))
+        loss, gradients = model.loss_and_grad(contexts[rows], labels[rows], mask)
+        adam.update(gradients, settings.rate * min(1, (step + 1) / settings.warmup) * (1 - step / steps))
+        on_step(epoch + 1, loss)
+    return model
+
+
+def log_unigram(labels: np.ndarray, vocab: int) -> np.ndarray:
+    """Log-probability of each class by its frequency, one added to each count (Laplace), so that none is 0. Float64."""
+    counts = np.bincount(labels, minlength=vocab)
+    return np.log((counts + 1) / (labels.size + vocab))
