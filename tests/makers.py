@@ -495,6 +495,10 @@ SPECIAL_BATCHES = [
         "all class weights 0", [_ZEROS, _ZEROS], [0, 1], [0.0, 0.0], 0.0, NAN, [_ZEROS, _ZEROS], _WEIGHT_0
     ),
     SpecialBatch(
+        "all class weights of the labels 0, smoothing", [_ZEROS], [0], [0.25 * _LN4], 0.25 * _LN4, NAN, [_ZEROS],
+        _WEIGHT_0 | {"label_smoothing": 0.5},
+    ),
+    SpecialBatch(
         "one class weight 0", [_ZEROS, _ZEROS], [0, 2], [0.0, _LN4], _LN4, _LN4,
         [_ZEROS, [0.25, 0.25, -0.75, 0.25]], _WEIGHT_0,
     ),
