@@ -96,7 +96,8 @@ def _with_rows_collapsed(arrays: Sequence[np.ndarray | None]) -> Sequence[np.nda
 def _tiles(shape: tuple[int, ...], block: int) -> Iterator[tuple[slice, Index, slice]]:
     """(flat rows, index of these rows, columns) of every tile."""
     *outer, rows, vocab = shape
-    height = max(1, block // min(vocab, TILE))
+    highest = max(1, block // min(vocab, TILE))
+    height = -(-rows // -(-rows // highest)) if rows else 1  # equal blocks, for the threads' sake
     for number, lead in enumerate(np.ndindex(*outer)):
         for first in range(0, rows, height):
             last = min(first + height, rows)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.console import Console
 
 from gpuxent.evaluation import demo_report
 from gpuxent.evaluation.demo_corpus import Corpus, reference_corpus, text_corpus
-from gpuxent.evaluation.demo_model import LogBilinear, Settings, log_unigram, train
+from gpuxent.evaluation.demo_model import LogBilinear, Settings, Trained, log_unigram, train
 from gpuxent.evaluation.demo_report import Scored
 from gpuxent.evaluation.driver import Block
 from gpuxent.evaluation.progress import Progress
@@ -38,18 +37,19 @@ def run_demo(
     files.
     """
     settings = settings or Settings()
+    corpus = reference_corpus() if text is None else text_corpus(text)
     with output_folder(output) as folder:
-        corpus = reference_corpus() if text is None else text_corpus(text)
         demo_report.show_corpus(corpus, out)
-        model, seconds = train_model(corpus, settings, progress)
-        demo_report.show_training(model, settings, seconds, out)
-        write_files(model, corpus, settings, folder)
+        trained = train_model(corpus, settings, progress)
+        demo_report.show_training(trained, settings, out)
+        write_files(trained.model, corpus, settings, folder)
         demo_report.show_files(folder, kept=output is not None, out=out)
         scored = score(folder, corpus, progress)
         for table in demo_report.tables(scored):
+            out.print()
             out.print(table)
         if output is not None:
-            demo_report.show(out, "Score the files again:")
+            demo_report.show(out, "\nScore the files again:")
             out.print(f"  {command(folder)}", highlight=False, markup=False, soft_wrap=True)  # one line, to be copied
 
 
@@ -67,12 +67,12 @@ def output_folder(output: Path | None) -> Iterator[Path]:
     yield output
 
 
-def train_model(corpus: Corpus, settings: Settings, console: Console) -> tuple[LogBilinear, float]:
-    """The model and the seconds its training took."""
+def train_model(corpus: Corpus, settings: Settings, console: Console) -> Trained:
+    """A model of the training part of the corpus."""
     places = np.flatnonzero(~corpus.held_out)
     contexts, labels = corpus.contexts(places, settings.context), corpus.tokens[places]
     vocab = len(corpus.vocab)
-    started, running = time.monotonic(), 0.0
+    running = 0.0
     with Progress(settings.steps(len(labels), vocab), "steps", console) as progress:
 
         def on_step(epoch: int, loss: float) -> None:
@@ -80,8 +80,7 @@ def train_model(corpus: Corpus, settings: Settings, console: Console) -> tuple[L
             running = 0.99 * running + 0.01 * loss if running else loss
             progress.advance(1, f"epoch {epoch}, cross-entropy {running:.3f}")
 
-        model = train(contexts, labels, vocab, settings, on_step)
-    return model, time.monotonic() - started
+        return train(contexts, labels, vocab, settings, on_step)
 
 
 def write_files(model: LogBilinear, corpus: Corpus, settings: Settings, folder: Path) -> None:

@@ -5,6 +5,7 @@ Mnih & Hinton, "Three new graphical models for statistical language modelling", 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,14 +20,16 @@ Gradients = dict[str, np.ndarray]
 class Settings:
     """Chosen on the last tenth of each document's training tokens, not on the held-out ones."""
 
-    dimension: int = 96
+    dimension: int = 128
     context: int = 5
     epochs: int = 8
     batch: int = 256
-    rate: float = 6e-3  # of Adam: reached after `warmup` steps, then falling in a line to 0
+    rate: float = 8e-3  # of Adam: reached after `warmup` steps, then falling in a line to 0
     warmup: int = 100
-    dropout: float = 0.4  # of the context's embeddings
+    dropout: float = 0.5  # of the entries of the context's embeddings
+    decay: float = 0.2  # of the weights but the bias: the share of itself that a weight loses per step, over the rate
     max_logits: int = 2_500_000_000  # computed in training: what bounds the time for a large text
+    max_seconds: float = 45.0  # then training ends early: NumPy's matrix products are slow where cores are shared
     seed: int = 0
 
     def steps(self, tokens: int, vocab: int) -> int:
@@ -37,23 +40,29 @@ class Settings:
 
 @dataclass
 class LogBilinear:
-    """hidden = sum over k of embedding[context[k]] @ position_weight[k]; logits = hidden @ classifier.T + bias."""
+    """hidden = sum over k of embedding[context[k]] @ position_weight[k]; logits = hidden @ classifier.T + bias.
+
+    The classifier is the embedding: half the parameters, and less overfitting (Press & Wolf, arXiv 1608.05859).
+    """
 
     embedding: np.ndarray  # (vocab + 1, dimension); the last one is the padding before a document
     position_weight: np.ndarray  # (context * dimension, dimension): a matrix per position, the nearest word's first
-    classifier: np.ndarray  # (vocab, dimension)
     bias: np.ndarray  # (vocab,)
 
     @classmethod
     def create(cls, bias: np.ndarray, settings: Settings, rng: np.random.Generator) -> LogBilinear:
-        """Starts as almost the unigram: the bias is its log-probabilities, and the classifier is small."""
+        """Starts as almost the unigram: the bias is its log-probabilities, and the embeddings are small."""
         dtype, vocab, dimension, context = bias.dtype, bias.size, settings.dimension, settings.context
         return cls(
             rng.normal(0, 0.1, (vocab + 1, dimension)).astype(dtype),
             np.tile(np.eye(dimension, dtype=dtype) / context, (context, 1)),
-            rng.normal(0, 0.02, (vocab, dimension)).astype(dtype),
             bias.copy(),
         )
+
+    @property
+    def classifier(self) -> np.ndarray:
+        """(vocab, dimension)"""
+        return self.embedding[:-1]
 
     def features(self, contexts: np.ndarray) -> np.ndarray:
         """(rows, context * dimension): the embeddings of each context side by side."""
@@ -75,10 +84,11 @@ class LogBilinear:
         loss, dlogits = cross_entropy_and_grad(logits, labels, out=logits)  # in place: the logits are not needed again
         dhidden = dlogits @ self.classifier
         dfeatures = (dhidden @ self.position_weight.T) * mask
+        dembedding = sum_by_row(dfeatures.reshape(contexts.size, -1), contexts.ravel(), len(self.embedding))
+        dembedding[:-1] += dlogits.T @ hidden  # as the classifier
         return float(loss), {
-            "embedding": sum_by_row(dfeatures.reshape(contexts.size, -1), contexts.ravel(), len(self.embedding)),
+            "embedding": dembedding,
             "position_weight": features.T @ dhidden,
-            "classifier": dlogits.T @ hidden,
             "bias": dlogits.sum(axis=0),
         }
 
@@ -93,10 +103,10 @@ def sum_by_row(values: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
 
 
 class Adam:
-    """Kingma & Ba, arXiv 1412.6980; updates a model's parameters in place."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101); updates a model in place."""
 
-    def __init__(self, model: LogBilinear) -> None:
-        self.parameters = vars(model)
+    def __init__(self, model: LogBilinear, decay: float) -> None:
+        self.parameters, self.decay = vars(model), decay
         self.mean = {name: np.zeros_like(value) for name, value in self.parameters.items()}
         self.square = {name: np.zeros_like(value) for name, value in self.parameters.items()}
         self.step = 0
@@ -113,6 +123,18 @@ class Adam:
             np.divide(mean, step, out=step)
             step *= rate / mean_scale
             self.parameters[name] -= step
+            if name != "bias":  # it decays to the uniform, not to the unigram it starts from
+                self.parameters[name] *= 1 - rate * self.decay
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model, of how many planned steps it took how many, and the time. With all of them it is the same every time."""
+
+    model: LogBilinear
+    steps: int
+    planned: int
+    seconds: float
 
 
 def train(
@@ -121,11 +143,12 @@ def train(
     vocab: int,
     settings: Settings,
     on_step: Callable[[int, float], None] = lambda epoch, loss: None,
-) -> LogBilinear:
+) -> Trained:
     """A model of labels given contexts; `on_step` is told the epoch, counted from 1, and the minibatch's loss."""
+    started = time.monotonic()
     rng = np.random.default_rng(settings.seed)
     model = LogBilinear.create(log_unigram(labels, vocab).astype(np.float32), settings, rng)
-    adam = Adam(model)
+    adam = Adam(model, settings.decay)
     batch = min(settings.batch, len(labels))
     per_epoch = len(labels) // batch
     steps = settings.steps(len(labels), vocab)
@@ -139,7 +162,9 @@ def train(
         loss, gradients = model.loss_and_grad(contexts[rows], labels[rows], mask)
         adam.update(gradients, settings.rate * min(1, (step + 1) / settings.warmup) * (1 - step / steps))
         on_step(epoch + 1, loss)
-    return model
+        if time.monotonic() - started > settings.max_seconds:
+            break
+    return Trained(model, step + 1, steps, time.monotonic() - started)
 
 
 def log_unigram(labels: np.ndarray, vocab: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuxent.evaluation.demo_corpus import Corpus
-from gpuxent.evaluation.demo_model import LogBilinear, Settings
+from gpuxent.evaluation.demo_model import Settings, Trained
 from gpuxent.evaluation.documents import Document
 from gpuxent.evaluation.progress import duration
 from gpuxent.evaluation.report import percent
@@ -50,12 +50,14 @@ def show_corpus(corpus: Corpus, out: Console) -> None:
     )
 
 
-def show_training(model: LogBilinear, settings: Settings, seconds: float, out: Console) -> None:
-    parameters = sum(value.size for value in vars(model).values())
+def show_training(trained: Trained, settings: Settings, out: Console) -> None:
+    parameters = sum(value.size for value in vars(trained.model).values())
+    early = trained.steps < trained.planned
+    why = f" (the machine is busy: stopped after {trained.steps:,} of {trained.planned:,} steps)" if early else ""
     show(
         out,
         f"Model: log-bilinear, {settings.context} words of context, dimension {settings.dimension}, {parameters:,} "
-        f"parameters, trained in {duration(seconds)} with gpuxent.cross_entropy_and_grad.",
+        f"parameters, trained in {duration(trained.seconds)} with gpuxent.cross_entropy_and_grad{why}.",
     )
 
 

@@ -59,13 +59,14 @@ class Progress:
             self._bar.stop()
             self._bar = None
         elif self._done != self._printed:
-            self._print_line()
+            self._print_line(last=True)
 
-    def _print_line(self) -> None:
+    def _print_line(self, last: bool = False) -> None:
         self._last_line, self._printed = time.monotonic(), self._done
         elapsed = self._last_line - self._started
         line = f"gpuxent: {counts(self._done, self.total, self.unit)}"
-        parts = [line, *([self._note] if self._note else []), remaining(self._done, self.total, elapsed)]
+        when = f"{duration(elapsed)} taken" if last else remaining(self._done, self.total, elapsed)
+        parts = [line, *([self._note] if self._note else []), when]
         self.console.print(", ".join(parts), markup=False, highlight=False, soft_wrap=True)
 
 
