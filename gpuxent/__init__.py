@@ -24,4 +24,30 @@ from gpuxent.losses import (
 )
 from gpuxent.normalizers import log_softmax, logsumexp, softmax
 
+__all__ = [
+    "CalibrationBin",
+    "Evaluation",
+    "RowSummary",
+    "binary_cross_entropy",
+    "binary_cross_entropy_and_grad",
+    "binary_cross_entropy_from_probs",
+    "cross_entropy",
+    "cross_entropy_and_grad",
+    "cross_entropy_between",
+    "cross_entropy_between_from_probs",
+    "cross_entropy_from_probs",
+    "entropy",
+    "entropy_from_probs",
+    "evaluate",
+    "js_divergence",
+    "js_divergence_from_probs",
+    "kl_divergence",
+    "kl_divergence_from_probs",
+    "log_softmax",
+    "logsumexp",
+    "perplexity",
+    "softmax",
+    "threads",
+]
+
 __version__ = "0.1.0"

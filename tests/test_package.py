@@ -28,12 +28,16 @@ def test_numpy_work_does_not_import_dask():
 
 
 def test_every_public_function_is_documented_with_an_example():
-    public = [name for name in vars(gx) if not name.startswith("_") and callable(getattr(gx, name))]
-    assert len(public) >= 20
-    for name in public:
+    assert len(gx.__all__) >= 20
+    for name in gx.__all__:
         item = getattr(gx, name)
         if not isinstance(item, type):
             assert ">>> " in item.__doc__, f"{name} has no example"
+
+
+def test_all_says_what_is_public():
+    found = {name for name, item in vars(gx).items() if callable(item) and not name.startswith("_")}
+    assert found == set(gx.__all__)
 
 
 X = np.random.default_rng(0).normal(0, 3, (64, 20000)).astype(np.float32)
