@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -53,17 +54,17 @@ def perplexity(
 
     with bad_input_exits():
         _arguments.number(temperature, "--temperature", 0, open_low=True)
-        check_writable(output)
+        check_writable(output, logits, labels, documents)
         options: dict[str, Any] = {"ignore_index": ignore_index, "temperature": temperature}
         totals, by_document = score_files(logits, labels, documents, Console(stderr=True), **options)
         if totals.scored == 0:
             raise ValueError(f"no token to score: {labels} has {totals.ignored:,} labels, all {ignore_index} (ignored)")
-    result = totals.result()
-    if format is Format.json:
-        text = report.to_json(result, by_document) + "\n"
-        sys.stdout.write(text) if output is None else output.write_text(text)
-    else:
-        print_table(report.to_table(result, by_document), output)
+        result = totals.result()
+        with written_to(output) as file:
+            if format is Format.json:
+                file.write(report.to_json(result, by_document) + "\n")
+            else:
+                Console(file=file, width=80 if output else None).print(report.to_table(result, by_document))
 
 
 @app.command()
@@ -106,31 +107,49 @@ def installed(package: str) -> str:
 
 @contextmanager
 def bad_input_exits() -> Iterator[None]:
-    """What the library says of bad input goes to stderr, without a traceback."""
+    """What the library or the system says of bad input goes to stderr in one line, without a traceback."""
     try:
         yield
+    except BrokenPipeError:  # `| head` has seen enough
+        raise
     except (ValueError, TypeError, IndexError, OSError) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"gpuxent: {error}", markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"gpuxent: {one_line(error)}", markup=False)
         raise typer.Exit(BAD_INPUT) from None
     except KeyboardInterrupt:
         Console(stderr=True).print("gpuxent: interrupted")
         raise typer.Exit(130) from None
 
 
-def check_writable(output: Path | None) -> None:
-    """Find out before the work, not after it."""
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split("\n")).strip()
+
+
+def check_writable(output: Path | None, *inputs: Path | None) -> None:
+    """Find out before the work, not after it; and never write over what is read."""
     if output is None:
         return
     if output.is_dir() or not output.parent.is_dir():
         raise ValueError(f"--output must be a file in an existing folder, got {output}")
+    if not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise ValueError(f"--output must be a file that may be written, got {output}")
+    if output.exists() and any(path is not None and path.exists() and output.samefile(path) for path in inputs):
+        raise ValueError(f"--output must not be one of the inputs, got {output}")
 
 
-def print_table(table: object, output: Path | None) -> None:
-    if output is None:
-        Console().print(table)
-        return
-    with output.open("w", encoding="utf-8") as file:
-        Console(file=file, width=80).print(table)
+@contextmanager
+def written_to(output: Path | None) -> Iterator[TextIO]:
+    """The file, or stdout; an error, such as a full disk, says which."""
+    try:
+        if output is None:
+            yield sys.stdout
+            sys.stdout.flush()
+        else:
+            with output.open("w", encoding="utf-8") as file:
+                yield file
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(f"{output or 'stdout'} cannot be written: {error.strerror}") from error
 
 
 def show_version(value: bool) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +15,19 @@ import pytest
 from makers import labels, logits
 from test_sources import save_npy, save_zarr
 
+from gpuxent.cli import check_writable
+
 BUILT_IN = "import sys; from gpuxent.cli import main; main()"
-KEYS = {"cross_entropy", "perplexity", "bits_per_token", "stderr", "scored", "ignored", "accuracy", "top5_accuracy"}
-KEYS |= {"entropy", "ece"}
+COUNTED = {"scored", "ignored", "accuracy", "top5_accuracy"}
+FLOAT32_EPS = float(np.finfo(np.float32).eps)
+OF_THE_TERMINAL = {"COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}  # rich looks at these
+FULL = Path("/dev/full")
 
 
-def gpuxent(*arguments, cwd=None):
+def gpuxent(*arguments, stdout=subprocess.PIPE, **environment):
     command = [sys.executable, "-c", BUILT_IN, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+    environment = {k: v for k, v in os.environ.items() if k not in OF_THE_TERMINAL} | environment
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, timeout=120)
 
 
 def strict_json(text):
@@ -79,10 +86,13 @@ def expected(data):
 
 def test_results(data, expected):
     result = perplexity(data.logits, "--labels", data.labels)
-    assert set(result) >= KEYS
+    eps = dict.fromkeys(expected, 4) | {"perplexity": 4 * math.ceil(expected["cross_entropy"])}  # d exp(x) = exp(x) dx
+    eps |= dict.fromkeys(COUNTED, 0)
     for name, value in expected.items():
-        assert result[name] == pytest.approx(float(value), rel=2e-6), name
+        assert result[name] == pytest.approx(float(value), rel=eps[name] * FLOAT32_EPS, abs=0), name
     assert sum(b["count"] for b in result["bins"]) == result["scored"]
+    assert (result["nan_rows"], result["first_nan_row"]) == (result["infinite_rows"], result["first_infinite_row"])
+    assert (result["nan_rows"], result["first_nan_row"]) == (0, None)
 
 
 def test_zarr_and_three_axes_give_the_same(data, tmp_path):
@@ -136,8 +146,41 @@ def test_table_on_stdout_progress_on_stderr(data):
     for text in ("tokens scored", "cross-entropy (nats per token)", "perplexity", "top-5 accuracy", "ECE", "document"):
         assert text in done.stdout
     assert "rows" not in done.stdout
+    assert re.search(r" 6 +│ +\d+ │ ", done.stdout)  # each of the seven documents
     assert done.stderr.splitlines()[-1].startswith("gpuxent: 400/400 rows (100%), cross-entropy ")
     assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_the_table_has_the_numbers_of_the_json(data, expected):
+    lines = gpuxent("perplexity", data.logits, "--labels", data.labels).stdout.splitlines()
+    cells = {row[0]: row[1:] for row in ([cell.strip() for cell in line.split("│")[1:-1]] for line in lines) if row}
+    result = {name: float(value) for name, value in expected.items()}
+    assert lines[0].strip() == f"{expected['scored']:,} tokens scored, {expected['ignored']:,} ignored"
+    assert cells["cross-entropy (nats per token)"] == [f"{result['cross_entropy']:.6g}", f"{result['stderr']:.6g}"]
+    assert cells["perplexity"] == [
+        f"{result['perplexity']:,.6g}",
+        f"{result['perplexity'] * result['stderr']:,.6g}",
+    ]
+    assert cells["bits per token"][0] == f"{result['bits_per_token']:.6g}"
+    assert cells["accuracy"][0] == f"{100 * result['accuracy']:.2f} %"
+    assert cells["top-5 accuracy"][0] == f"{100 * result['top5_accuracy']:.2f} %"
+    assert cells["entropy of the model (nats)"][0] == f"{result['entropy']:.6g}"
+    assert cells["calibration error (ECE, 15 bins)"][0] == f"{result['ece']:.6g}"
+
+
+def test_a_terminal_that_knows_ascii_alone_gets_the_table_too(data):
+    done = gpuxent("perplexity", data.logits, "--labels", data.labels, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+    assert "standard error" in done.stdout
+
+
+def test_a_reader_that_has_seen_enough_is_no_error_to_talk_about(data):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as closed:
+        done = gpuxent("perplexity", data.logits, "--labels", data.labels, "--format", "json", stdout=closed)
+    assert done.stderr.splitlines()[1:] == []
 
 
 @pytest.mark.parametrize("form", ["json", "table"])
@@ -147,6 +190,36 @@ def test_output_goes_to_the_file(data, tmp_path, form):
     assert (done.returncode, done.stdout) == (0, "")
     text = file.read_text(encoding="utf-8")
     assert strict_json(text)["scored"] > 0 if form == "json" else "tokens scored" in text
+    assert text == gpuxent("perplexity", data.logits, "--labels", data.labels, "--format", form).stdout
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("form", ["json", "table"])
+def test_a_full_disk_is_said_in_one_line(data, form):
+    arguments = ("perplexity", data.logits, "--labels", data.labels, "--format", form)
+    with FULL.open("w") as full:
+        done = [gpuxent(*arguments, "--output", FULL), gpuxent(*arguments, stdout=full)]
+    assert [d.returncode for d in done] == [3, 3]
+    assert done[0].stderr.splitlines()[1:] == ["gpuxent: /dev/full cannot be written: No space left on device"]
+    assert done[1].stderr.splitlines()[1:] == ["gpuxent: stdout cannot be written: No space left on device"]
+
+
+def test_inputs_are_never_written_over(data):
+    for file in (data.logits, data.labels, data.documents):
+        before = file.read_bytes()
+        done = gpuxent(
+            "perplexity", data.logits, "--labels", data.labels, "--documents", data.documents, "--output", file
+        )
+        assert (done.returncode, done.stdout) == (3, "")
+        assert done.stderr == f"gpuxent: --output must not be one of the inputs, got {file}\n"
+        assert file.read_bytes() == before
+
+
+def test_a_forbidden_output_is_found_out_before_the_work(monkeypatch, tmp_path):
+    """Not as a process: root, as which tests may run, may write anywhere."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="--output must be a file that may be written, got .*result"):
+        check_writable(tmp_path / "result")
 
 
 def test_infinite_and_nan_rows_are_counted(data):
@@ -156,10 +229,33 @@ def test_infinite_and_nan_rows_are_counted(data):
     assert (result["cross_entropy"], result["infinite_rows"], result["first_infinite_row"]) == (None, 1, 41)
     x[[77, 200]] = np.nan
     y[[77, 200]] = 0
-    done = gpuxent("perplexity", data.save("nan.npy", x), "--labels", data.save("nan_labels.npy", y))
+    files = (data.save("nan.npy", x), "--labels", data.save("nan_labels.npy", y))
+    done = gpuxent("perplexity", *files)
     assert done.returncode == 0
     assert "2 rows have a loss of NaN, first row 77" in done.stdout
-    assert "1 rows have an infinite loss, first row 41" in done.stdout
+    assert "1 row has an infinite loss, first row 41" in done.stdout
+    result = perplexity(*files, "--documents", data.documents)
+    assert [result[name] for name in ("cross_entropy", "perplexity", "stderr", "entropy", "ece")] == [None] * 5
+    assert [result[name] for name in ("nan_rows", "first_nan_row")] == [2, 77]
+    assert [result[name] for name in ("infinite_rows", "first_infinite_row")] == [1, 41]
+    means = [d["cross_entropy"] for d in result["documents"]]
+    assert [i for i, mean in enumerate(means) if mean is None] == [0, 1, 3]
+    assert result["document_mean_cross_entropy"] is None
+
+
+def test_documents_with_nan_are_the_worst(data):
+    x, y = data.x.copy(), data.y.copy()
+    x[[77, 200]], y[[77, 200]] = np.nan, 0
+    ids = data.save("many_ids.npy", np.arange(400) // 25)
+    files = (data.save("worst.npy", x), "--labels", data.save("worst_labels.npy", y), "--documents", ids)
+    losses = np.asarray(oracle.row_losses(x, y)[0])
+    means = np.array([losses[i : i + 25].sum() / (y[i : i + 25] >= 0).sum() for i in range(0, 400, 25)])
+    order = np.argsort(means)  # NaN last
+    best, worst = gpuxent("perplexity", *files).stdout.split("best documents")[1].split("worst documents")
+    shown = [[int(row) for row in re.findall(r"^│ +(\d+) │", part, re.MULTILINE)] for part in (best, worst)]
+    assert shown[0] == order[:5].tolist()
+    assert sorted(shown[1][:2]) == [3, 8]
+    assert shown[1][2:] == order[::-1][2:5].tolist()
 
 
 def test_usage_errors_exit_with_2(data):
@@ -173,6 +269,7 @@ def test_usage_errors_exit_with_2(data):
         done = gpuxent(*arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert "Traceback" not in done.stderr
+    assert "--labels" in gpuxent("perplexity", data.logits).stderr
 
 
 def bad_inputs(data):
@@ -184,15 +281,23 @@ def bad_inputs(data):
     (data.folder / "text.npy").write_text("not an array")
     (data.folder / "folder").mkdir()
     np.savez(data.folder / "many.npz", x=x)
+    np.save(data.folder / "objects.npy", np.array([{}], object), allow_pickle=True)
     out_of_range = y.copy()
     out_of_range[333] = 150
+    chunk = save_zarr(data.folder / "broken.zarr", x, (100, 150)) / "c/1/0"
+    chunk.write_bytes(chunk.read_bytes()[:-100])
     path = data.folder.joinpath
+    good = (data.logits, data.labels)
     yield "gone.npy does not exist", path("gone.npy"), data.labels, ()
+    yield "two lines.npy does not exist", path("two\nlines.npy"), data.labels, ()
     yield "gone.npy does not exist", data.logits, path("gone.npy"), ()
     yield "gone.npy does not exist", data.logits, data.labels, ("--documents", path("gone.npy"))
     yield "cut.npy is not a whole .npy file", path("cut.npy"), data.labels, ()
     yield "empty.npy is not a whole .npy file", path("empty.npy"), data.labels, ()
     yield "text.npy is not a whole .npy file", path("text.npy"), data.labels, ()
+    yield "objects.npy is not a whole .npy file", path("objects.npy"), data.labels, ()
+    yield "objects.npy is not a whole .npy file", data.logits, path("objects.npy"), ()
+    yield "broken.zarr cannot be read at [0:400]", path("broken.zarr"), data.labels, ()
     yield "folder is not a Zarr array", path("folder"), data.labels, ()
     yield "many.npz is an archive of arrays", path("many.npz"), data.labels, ()
     yield (
@@ -202,7 +307,9 @@ def bad_inputs(data):
         (),
     )
     yield "must have shape (rows, vocab) or (..., vocab), got (150,)", data.save("x1.npy", x[0]), data.labels, ()
-    yield "must be integers, got float64", data.logits, data.save("yf.npy", y * 1.0), ()
+    yield "yf.npy) must be integers, got float64", data.logits, data.save("yf.npy", y * 1.0), ()
+    yield "yf.npy) must be integers, got float64", data.logits, data.labels, ("--documents", path("yf.npy"))
+    yield "y1.npy) must have shape (400,)", data.logits, data.labels, ("--documents", path("y1.npy"))
     yield (
         "must be float16, bfloat16, float32 or float64, got int32",
         data.save("xi.npy", np.zeros((400, 150), np.int32)),
@@ -213,9 +320,10 @@ def bad_inputs(data):
     yield "no token to score", data.logits, data.save("yn.npy", np.full(400, -100)), ()
     yield "no token to score", data.save("x0.npy", x[:0]), data.save("y0.npy", y[:0]), ()
     yield "got (400, 0)", data.save("xv.npy", x[:, :0]), data.labels, ()
-    yield "--temperature must be a number above 0, got 0.0", data.logits, data.labels, ("--temperature", "0")
-    yield "--temperature must be a number above 0, got nan", data.logits, data.labels, ("--temperature", "nan")
-    yield "--output must be a file in an existing folder", data.logits, data.labels, ("--output", path("no/r.json"))
+    for value, said in (("0", "0.0"), ("-1", "-1.0"), ("nan", "nan"), ("inf", "inf")):
+        yield f"--temperature must be a number above 0, got {said}", *good, ("--temperature", value)
+    yield "--output must be a file in an existing folder", *good, ("--output", path("no/r.json"))
+    yield "--output must be a file in an existing folder", *good, ("--output", path("folder"))
 
 
 def test_bad_input_exits_with_3_and_one_line(data):
@@ -226,6 +334,19 @@ def test_bad_input_exits_with_3_and_one_line(data):
         assert line.startswith("gpuxent: "), done.stderr
         assert message in line
         assert all(text.startswith("gpuxent: ") and "rows" in text for text in progress), done.stderr
+        assert "pickle" not in line  # NumPy's advice to load unsafely is no advice
+
+
+def test_a_bad_label_is_named_by_its_row_also_in_a_later_block(tmp_path):
+    rows, vocab = 3000, 2**14
+    with (tmp_path / "x.npy").open("wb") as file:  # holes: all zeros, three blocks
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": (rows, vocab)})
+        file.truncate(file.tell() + rows * vocab * 2)
+    y = np.zeros(rows, np.int64)
+    y[[2345, 2999]] = vocab
+    done = gpuxent("perplexity", tmp_path / "x.npy", "--labels", save_npy(tmp_path / "y.npy", y))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.splitlines()[-1].startswith(f"gpuxent: labels[2345] is {vocab}, expected a class in [0, {vocab}")
 
 
 def test_info_version_and_help():
@@ -237,6 +358,13 @@ def test_info_version_and_help():
     for arguments in (("--help",), ("perplexity", "--help")):
         assert gpuxent(*arguments).returncode == 0
     assert "perplexity" in gpuxent("--help").stdout
+
+
+def test_without_a_command_there_is_help():
+    done = gpuxent()
+    assert done.returncode == 2
+    assert "Usage: " in done.stdout + done.stderr
+    assert "perplexity" in done.stdout + done.stderr
 
 
 def test_perplexity_that_overflows(data, tmp_path):

@@ -1,6 +1,8 @@
 """Sources: opened by path, read in pieces, never whole."""
 
 import pickle
+import subprocess
+import sys
 import tracemalloc
 
 import ml_dtypes
@@ -74,14 +76,33 @@ def test_opening_a_huge_file_reads_next_to_nothing(tmp_path):
         tracemalloc.stop()
 
 
+def test_opening_a_huge_zarr_array_reads_next_to_nothing(tmp_path):
+    path = tmp_path / "huge.zarr"
+    zarr.create_array(str(path), shape=(2**21, 1000), dtype="f4", chunks=(128, 1000), fill_value=7)
+    open_source(path).read((slice(0, 1),))  # what Zarr itself sets up
+    tracemalloc.start()
+    try:
+        source = open_source(path)
+        assert source.shape == (2**21, 1000)
+        assert (source.read((slice(2**21 - 3, 2**21),)) == 7).all()
+        assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("kind", ["npy", "zarr"])
 def test_a_source_travels_as_its_path(kind, tmp_path):
     array = np.random.default_rng(0).normal(0, 1, (50, 2000))
     save = save_npy if kind == "npy" else save_zarr
     source = {"npy": NpySource, "zarr": ZarrSource}[kind](save(tmp_path / f"x.{kind}", array))
+    assert len(pickle.dumps(source)) < 1000
+    assert source.shape == (50, 2000)  # opened: still no data in it
     packed = pickle.dumps(source)
-    assert len(packed) < 1000
-    assert np.array_equal(pickle.loads(packed).read((slice(10, 20),)), array[10:20])
+    assert len(packed) < 4000
+    read = "import pickle, sys; source = pickle.load(sys.stdin.buffer); rows = source.read((slice(10, 20),))"
+    write = "sys.stdout.buffer.write(rows.tobytes())"
+    done = subprocess.run([sys.executable, "-c", f"{read}; {write}"], input=packed, capture_output=True, check=True)
+    assert done.stdout == array[10:20].tobytes()
 
 
 def write(path, data):
@@ -97,8 +118,9 @@ def test_files_that_are_no_arrays(tmp_path):
         ("short.npy", whole[:-8]),
         ("header.npy", whole[:40]),
     ):
-        with pytest.raises(ValueError, match=rf"{name} is not a whole \.npy file: "):
+        with pytest.raises(ValueError, match=rf"{name} is not a whole \.npy file: ") as caught:
             open_source(write(tmp_path / name, data))
+        assert "pickle" not in str(caught.value)  # NumPy's advice to load unsafely is no advice
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"objects\.npy is not a whole \.npy file: .*objects"):
         open_source(tmp_path / "objects.npy")
@@ -113,3 +135,18 @@ def test_files_that_are_no_arrays(tmp_path):
     zarr.create_group(str(tmp_path / "group.zarr"))
     with pytest.raises(ValueError, match=r"group\.zarr is not a Zarr array"):
         open_source(tmp_path / "group.zarr")
+
+
+def test_a_broken_chunk_is_an_error_that_says_where(tmp_path):
+    """Not one of the many kinds that codecs raise."""
+    array = np.random.default_rng(0).normal(0, 1, (40, 100)).astype(np.float32)
+    for compressors in ("auto", None):
+        path = tmp_path / f"{compressors}.zarr"
+        made = zarr.create_array(str(path), shape=(40, 100), dtype="f4", chunks=(10, 100), compressors=compressors)
+        made[...] = array
+        chunk = path / "c" / "2" / "0"
+        write(chunk, chunk.read_bytes()[:-100])
+        source = open_source(path)
+        assert np.array_equal(source.read((slice(0, 20),)), array[:20])
+        with pytest.raises(ValueError, match=r"\.zarr cannot be read at \[15:25\]: "):
+            source.read((slice(15, 25),))

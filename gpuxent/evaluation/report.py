@@ -33,7 +33,7 @@ def to_table(result: Evaluation, documents: DocumentTotals | None) -> Renderable
     if bad:
         parts.append(bad)
     if documents is not None:
-        ranked = sorted(documents.rows(), key=lambda d: d.cross_entropy)
+        ranked = sorted(documents.rows(), key=lambda d: (math.isnan(d.cross_entropy), d.cross_entropy))  # NaN: worst
         if len(ranked) > 2 * SHOWN_DOCUMENTS:
             parts.append(document_table("best documents", ranked[:SHOWN_DOCUMENTS]))
             parts.append(document_table("worst documents", ranked[: -SHOWN_DOCUMENTS - 1 : -1]))
@@ -46,7 +46,7 @@ def _statistics(result: Evaluation, documents: DocumentTotals | None) -> Table:
     table = Table(title=f"{result.scored:,} tokens scored, {result.ignored:,} ignored", title_justify="left")
     table.add_column("statistic")
     table.add_column("value", justify="right")
-    table.add_column("± standard error", justify="right")
+    table.add_column("standard error", justify="right")
     stderr, ppl = result.stderr, result.perplexity
     rows = [
         ("cross-entropy (nats per token)", decimal(result.cross_entropy), decimal(stderr)),
@@ -79,10 +79,14 @@ def bad_rows(result: Evaluation) -> str:
     """A warning where there is something to warn of: these rows decide the mean."""
     lines = []
     if result.nan_rows:
-        lines.append(f"{result.nan_rows:,} rows have a loss of NaN, first row {result.first_nan_row:,}")
+        lines.append(f"{_rows_have(result.nan_rows)} a loss of NaN, first row {result.first_nan_row:,}")
     if result.infinite_rows:
-        lines.append(f"{result.infinite_rows:,} rows have an infinite loss, first row {result.first_infinite_row:,}")
+        lines.append(f"{_rows_have(result.infinite_rows)} an infinite loss, first row {result.first_infinite_row:,}")
     return "\n".join(lines)
+
+
+def _rows_have(count: int) -> str:
+    return "1 row has" if count == 1 else f"{count:,} rows have"
 
 
 def decimal(value: float) -> str:

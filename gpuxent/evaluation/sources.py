@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,11 +80,11 @@ class NpySource:
 
     def _map(self) -> np.ndarray:
         try:
-            array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:  # not the format, cut short, empty, or pickled objects
+            array = np.lib.format.open_memmap(self.path, mode="r")  # np.load, but for .npy alone: no archive, no pickle
+        except ValueError as error:  # not the format, cut short, empty, or pickled objects
+            if zipfile.is_zipfile(self.path):
+                raise ValueError(f"{self.path} is an archive of arrays; give one .npy file") from error
             raise ValueError(f"{self.path} is not a whole .npy file: {error}") from error
-        if not isinstance(array, np.ndarray):
-            raise ValueError(f"{self.path} is an archive of arrays; give one .npy file")
         return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
 
     def read(self, rows: Rows, columns: slice = slice(None)) -> np.ndarray:
@@ -129,7 +130,12 @@ class ZarrSource:
         return (self._array.shards or self._array.chunks)[0] if self.shape else 1
 
     def read(self, rows: Rows, columns: slice = slice(None)) -> np.ndarray:
-        block = np.asarray(self._array[_index(len(self.shape), rows, columns)])
+        array, place = self._array, _index(len(self.shape), rows, columns)
+        try:
+            block = np.asarray(array[place])
+        except Exception as error:  # each codec raises its own kind for a chunk that is cut short or altered
+            where = ", ".join(f"{s.start}:{s.stop}" for s in rows)
+            raise ValueError(f"{self.path} cannot be read at [{where}]: {error}") from error
         return block.view(ml_dtypes.bfloat16) if self._is_bfloat16(block.dtype) else block
 
 
