@@ -218,7 +218,7 @@ def test_inputs_are_never_written_over(data):
 def test_a_forbidden_output_is_found_out_before_the_work(monkeypatch, tmp_path):
     """Not as a process: root, as which tests may run, may write anywhere."""
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ValueError, match="--output must be a file that may be written, got .*result"):
+    with pytest.raises(ValueError, match=r"--output must be a file that may be written, got .*result"):
         check_writable(tmp_path / "result")
 
 
