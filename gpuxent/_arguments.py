@@ -36,14 +36,17 @@ def array(value: Any, name: str) -> Array:
         return value
     if isinstance(value, (list, tuple, Real, np.generic)):
         return np.asarray(value)
-    raise TypeError(f"{name} must be a NumPy or Dask array, got {type(value).__module__}.{type(value).__qualname__}")
+    found = "None" if value is None else f"{type(value).__module__}.{type(value).__qualname__}"
+    hint = "; convert it, as with .detach().cpu().numpy()" if hasattr(value, "__dlpack__") else ""
+    raise TypeError(f"{name} must be a NumPy or Dask array, got {found}{hint}")
 
 
 def float_array(value: Any, name: str) -> Array:
     """Any shape, one of the four float dtypes."""
     value = array(value, name)
     if value.dtype.newbyteorder("=") not in FLOAT_DTYPES:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+        hint = "; if it is bfloat16 from a .npy file, use .view(ml_dtypes.bfloat16)" if value.dtype == "V2" else ""
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}{hint}")
     return value
 
 

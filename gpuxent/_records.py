@@ -207,14 +207,15 @@ class ExactSum:
         """The sum rounded once, to the nearest float64: what `math.fsum` gives."""
         return self.divided_by(1)
 
-    def divided_by(self, count: int) -> float:
-        """The sum over an integer count, rounded once; NaN for a count of 0."""
+    def divided_by(self, denominator: float) -> float:
+        """The sum over a finite number, rounded once; NaN over 0."""
+        if denominator == 0:
+            return np.nan
         if self.nonfinite != 0:  # inf, -inf or NaN
             return self.nonfinite
-        if count == 0:
-            return np.nan
+        over, under = float(denominator).as_integer_ratio()
         try:
-            return self.units / (count << self.scale)  # Python rounds the quotient of two integers correctly
+            return self.units * under / (over << self.scale)  # Python rounds the quotient of two integers correctly
         except OverflowError:
             return np.inf if self.units > 0 else -np.inf
 

@@ -105,15 +105,9 @@ def grad_weights(
     return softmax, label, push if has_spread else np.zeros_like(push)
 
 
-def over(value: Any, denominator: Any, empty: float = 0.0) -> Any:
-    """value / denominator, and `empty` where the denominator is 0: nothing counted."""
-    return np.where(denominator == 0, empty, value / np.where(denominator == 0, 1.0, denominator))
-
-
-def mean(loss_sum: Any, denominator: Any, z_sum: Any, z_denominator: Any) -> Any:
-    """The two terms over their own denominators; NaN over 0, whatever smoothing adds to the sum, as in PyTorch."""
-    loss = over(loss_sum, denominator, np.nan)
-    return np.float64(loss if z_sum is None else loss + over(z_sum, z_denominator, np.nan))
+def over(value: Any, denominator: Any) -> Any:
+    """value / denominator, and 0 where the denominator is: nothing counted, so nothing moves."""
+    return np.where(denominator == 0, 0.0, value / np.where(denominator == 0, 1.0, denominator))
 
 
 def summary(stats: RowStats) -> tuple[Array, Array, Array]:

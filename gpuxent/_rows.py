@@ -99,11 +99,11 @@ class Rows:
         return (self.backend.total(self.label_weight) if weighted else counted), counted
 
     def reduced(self, losses: Array, z: Array, denominator: Any, z_denominator: Any) -> Any:
-        total = self.backend.total
+        """Each term over its own denominator; NaN over 0, whatever smoothing adds to the sum, as in PyTorch."""
         if self.options.reduction == "none":
             return (losses + z).astype(arguments.row_dtype(self.logits))
-        z_sum = total(z) if self.options.z_loss else None
-        return self.backend.map_rows(_row_loss.mean, total(losses), denominator, z_sum, z_denominator)
+        loss = self.backend.total(losses, denominator)
+        return loss + self.backend.total(z, z_denominator) if self.options.z_loss else loss
 
     def gradient(
         self, stats: RowStats, grad_output: Any, denominator: Any, z_denominator: Any, out: np.ndarray | None
@@ -126,7 +126,7 @@ def reduced(owner: Any, losses: Array, counted: Array, reduction: str, dtype: ty
     if reduction == "none":
         return losses.astype(dtype)
     denominator = owner.total(counted) if reduction == "mean" else 1.0
-    return owner.map_rows(_row_loss.mean, owner.total(losses), denominator, None, None)
+    return owner.total(losses, denominator)
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class BinaryRows:
             denominator = 1.0
         elif denominator is None:
             denominator = self.backend.total(counts)
-        return self.backend.map_rows(_row_loss.mean, self.backend.total(sums), denominator, None, None), denominator
+        return self.backend.total(sums, denominator), denominator
 
     def gradient(self, upstream: Any, denominator: Any, out: np.ndarray | None) -> Array:
         scale = self.backend.map_rows(_row_loss.over, upstream, denominator)

@@ -37,10 +37,16 @@ class Format(StrEnum):
 
 @app.command()
 def perplexity(
-    logits: Annotated[Path, typer.Argument(help="Logits (..., vocab): a .npy file or a Zarr v3 folder.")],
-    labels: Annotated[Path, typer.Option(help="Labels (...), integers: a .npy file or a Zarr v3 folder.")],
+    logits: Annotated[
+        Path,
+        typer.Argument(metavar="LOGITS", readable=False, help="Logits (..., vocab): a .npy file or a Zarr v3 folder."),
+    ],
+    labels: Annotated[
+        Path, typer.Option(readable=False, help="Labels (...), integers: a .npy file or a Zarr v3 folder.")
+    ],
     documents: Annotated[
-        Path | None, typer.Option(help="Document ids (...), integers: adds the best and worst documents.")
+        Path | None,
+        typer.Option(readable=False, help="Document ids (...), integers: adds the best and worst documents."),
     ] = None,
     ignore_index: Annotated[int, typer.Option(help="Label of tokens that do not count.")] = -100,
     temperature: Annotated[float, typer.Option(help="Divide the logits by this.")] = 1.0,
@@ -58,8 +64,11 @@ def perplexity(
         options: dict[str, Any] = {"ignore_index": ignore_index, "temperature": temperature}
         totals, by_document = score_files(logits, labels, documents, Console(stderr=True), **options)
         if totals.scored == 0:
-            raise ValueError(f"no token to score: {labels} has {totals.ignored:,} labels, all {ignore_index} (ignored)")
+            all_ignored = f"{totals.ignored:,} labels, all {ignore_index} (ignored)"
+            raise ValueError(f"no token to score: {labels} has {all_ignored if totals.ignored else 'no labels'}")
         result = totals.result()
+        for warning in report.bad_rows(result):
+            say(f"warning: {warning}")
         with written_to(output) as file:
             if format is Format.json:
                 file.write(report.to_json(result, by_document) + "\n")
@@ -70,7 +79,7 @@ def perplexity(
 @app.command()
 def demo(
     text: Annotated[
-        Path | None, typer.Option(help="A text file (UTF-8) instead of Python's language reference.")
+        Path | None, typer.Option(readable=False, help="A text file (UTF-8) instead of Python's language reference.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Keep the logits, labels and document ids in this folder.")
@@ -113,14 +122,20 @@ def bad_input_exits() -> Iterator[None]:
     except BrokenPipeError:  # `| head` has seen enough
         raise
     except (ValueError, TypeError, IndexError, OSError) as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"gpuxent: {one_line(error)}", markup=False)
+        say(one_line(error))
         raise typer.Exit(BAD_INPUT) from None
     except KeyboardInterrupt:
-        Console(stderr=True).print("gpuxent: interrupted")
+        say("interrupted")
         raise typer.Exit(130) from None
 
 
+def say(text: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"gpuxent: {text}", markup=False)
+
+
 def one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:  # without its "[Errno 2]"
+        return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split("\n")).strip()
 
 
@@ -149,6 +164,8 @@ def written_to(output: Path | None) -> Iterator[TextIO]:
     except BrokenPipeError:
         raise
     except OSError as error:
+        if output is None:  # what is still buffered would fail again when Python exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise OSError(f"{output or 'stdout'} cannot be written: {error.strerror}") from error
 
 

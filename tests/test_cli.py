@@ -161,7 +161,8 @@ def test_the_table_has_the_numbers_of_the_json(data, expected):
         f"{result['perplexity']:,.6g}",
         f"{result['perplexity'] * result['stderr']:,.6g}",
     ]
-    assert cells["bits per token"][0] == f"{result['bits_per_token']:.6g}"
+    bits = f"{result['bits_per_token']:.6g}"
+    assert cells["bits per token"] == [bits, f"{result['stderr'] / math.log(2):.6g}"]
     assert cells["accuracy"][0] == f"{100 * result['accuracy']:.2f} %"
     assert cells["top-5 accuracy"][0] == f"{100 * result['top5_accuracy']:.2f} %"
     assert cells["entropy of the model (nats)"][0] == f"{result['entropy']:.6g}"
@@ -198,7 +199,7 @@ def test_output_goes_to_the_file(data, tmp_path, form):
 def test_a_full_disk_is_said_in_one_line(data, form):
     arguments = ("perplexity", data.logits, "--labels", data.labels, "--format", form)
     with FULL.open("w") as full:
-        done = [gpuxent(*arguments, "--output", FULL), gpuxent(*arguments, stdout=full)]
+        done = [gpuxent(*arguments, "--output", FULL), gpuxent(*arguments, stdout=full, PYTHONUNBUFFERED="")]
     assert [d.returncode for d in done] == [3, 3]
     assert done[0].stderr.splitlines()[1:] == ["gpuxent: /dev/full cannot be written: No space left on device"]
     assert done[1].stderr.splitlines()[1:] == ["gpuxent: stdout cannot be written: No space left on device"]

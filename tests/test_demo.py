@@ -116,7 +116,7 @@ def test_paragraphs_are_gathered_to_documents():
     documents = list(gather_paragraphs("\n \n".join([f"Number {i}\n{paragraph}" for i in range(8)])))
     sizes = [len(tokenize(text)) for _, text in documents]
     assert sizes == [3 * 92, 5 * 92]  # the rest is too short for a document of its own
-    assert documents[0][0] == "1: Number 0 word word word"
+    assert documents[0][0] == "0: Number 0 word word word"
     assert "Number 7" in documents[1][1]
 
 
@@ -164,7 +164,7 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path):
     path.write_bytes(b"\xef\xbb\xbf" + story(6).replace("\n", "\r\n").encode())
     corpus = text_corpus(path)
     assert len(corpus.names) == 6
-    assert corpus.names[0].startswith("1: the ")
+    assert corpus.names[0].startswith("0: the ")
 
 
 # ---- model ----
@@ -323,7 +323,7 @@ def test_demo_writes_files_that_score_as_it_says(tmp_path, text_file):
     assert all(len(line) <= 80 for line in text.splitlines() if "gpuxent perplexity" not in line)
     command = [line.strip() for line in text.splitlines() if "gpuxent perplexity" in line]
     assert command == [demo.command(folder)]
-    assert re.search(r"\(100%\), epoch 3, cross-entropy", progress.file.getvalue())
+    assert re.search(r"\(100%\), epoch 3, training loss", progress.file.getvalue())
 
 
 def test_demo_keeps_nothing_by_default(text_file, monkeypatch, tmp_path):

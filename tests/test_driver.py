@@ -85,6 +85,67 @@ def test_few_blocks_are_in_flight():
     assert len(source.reads) < 40
 
 
+class Meeting(ArraySource):
+    """Each read waits for another one at the same time, and counts how many there are."""
+
+    def __init__(self, array):
+        super().__init__(array)
+        object.__setattr__(self, "door", threading.Barrier(2, timeout=30))
+        object.__setattr__(self, "inside", [0, 0])  # now, at most
+        object.__setattr__(self, "lock", threading.Lock())
+
+    def read(self, rows, columns=slice(None)):
+        with self.lock:
+            self.inside[0] += 1
+            self.inside[1] = max(self.inside)
+        self.door.wait()
+        time.sleep(0.01)
+        with self.lock:
+            self.inside[0] -= 1
+        return super().read(rows, columns)
+
+
+def test_as_many_blocks_at_once_as_there_are_threads():
+    source = Meeting(X)
+    with gx.threads(2):
+        assert len(list(score_blocks(source, ArraySource(Y), block_bytes=30 * 800))) == 10
+    assert source.inside[1] == 2
+
+
+def test_blocks_bear_the_numbers_of_their_rows():
+    losses = gx.cross_entropy(X.astype(np.float64), Y, reduction="none")
+    blocks = list(score_blocks(ArraySource(X), ArraySource(Y), ArraySource(np.arange(300)), block_bytes=7 * 800))
+    assert np.array_equal(np.concatenate([block.numbers for block in blocks]), np.arange(300))
+    assert np.array_equal(np.concatenate([block.documents for block in blocks]), np.arange(300))
+    scored = np.concatenate([block.scores.scored for block in blocks])
+    assert np.array_equal(scored, Y >= 0)
+    found = np.concatenate([block.scores.loss for block in blocks])
+    np.testing.assert_allclose(found[scored], losses[scored], rtol=1e-5)
+
+
+class Waiting(Counting):
+    """The first block is there at once, the others when `ready` is set."""
+
+    def __init__(self, array):
+        super().__init__(array)
+        object.__setattr__(self, "ready", threading.Event())
+
+    def read(self, rows, columns=slice(None)):
+        block = super().read(rows, columns)
+        assert rows[0].start == 0 or self.ready.wait(30)
+        return block
+
+
+def test_a_consumer_that_stops_waits_only_for_what_is_being_read():
+    source = Waiting(X)
+    with gx.threads(2):
+        blocks = score_blocks(source, ArraySource(Y), block_bytes=800)
+        next(blocks)
+        threading.Timer(0.5, source.ready.set).start()
+        blocks.close()
+    assert set(source.reads) <= {0, 1, 2}  # and not 3 and 4, which waited for a thread
+
+
 def test_an_error_reaches_the_caller_and_a_consumer_may_stop():
     source = Counting(X, fail_at=100)
     blocks = []

@@ -202,12 +202,12 @@ class DaskBackend:
         states = _blockwise(on_block, (*index, ndim), pairs, np.float64, new_axes={ndim: outputs})
         return tuple(states[..., i] for i in range(outputs))
 
-    def total(self, values: da.Array) -> da.Array:
-        """The exact sum of all entries: an integer per block, added up in one small task."""
+    def total(self, values: da.Array, denominator: Any = 1.0) -> da.Array:
+        """The exact sum of all entries over the denominator: an integer per block, added up in one small task."""
         if values.dtype.kind in "biu":
-            return values.sum(dtype=np.int64).astype(np.float64)
+            return values.sum(dtype=np.int64) / denominator
         sums = self.map_rows(lambda block: _one(ExactSum.of(block), block.ndim), values, dtype=object)
-        return _blockwise(_merged, (), [_indexed(sums)], np.float64, concatenate=True)
+        return _blockwise(_merged, (), [_indexed(sums), _indexed(denominator)], np.float64, concatenate=True)
 
     def laid_out_as(self, logits: da.Array, values: Any) -> da.Array:
         return _chunked(values, logits.chunks[: values.ndim])
@@ -391,5 +391,5 @@ def _one(value: Any, ndim: int) -> np.ndarray:
     return box
 
 
-def _merged(sums: np.ndarray) -> np.ndarray:
-    return np.array(reduce(ExactSum.merge, sums.ravel(), ExactSum()).value)
+def _merged(sums: np.ndarray, denominator: Any) -> np.ndarray:
+    return np.array(reduce(ExactSum.merge, sums.ravel(), ExactSum()).divided_by(float(denominator)))

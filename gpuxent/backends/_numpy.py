@@ -319,8 +319,8 @@ def map_rows(
         return function(*arguments, start=(0,) * np.ndim(arguments[0]))
 
 
-def total(values: np.ndarray) -> np.float64:
-    """The exact sum of all entries, rounded once."""
-    if np.asarray(values).dtype.kind in "biu":
-        return np.float64(np.sum(values, dtype=np.int64))
-    return np.float64(ExactSum.of(values).value)
+def total(values: np.ndarray, denominator: float = 1.0) -> np.float64:
+    """The exact sum of all entries over the denominator, rounded once; NaN over 0."""
+    if values.dtype.kind in "biu":
+        return np.float64(np.sum(values, dtype=np.int64) / denominator)
+    return np.float64(ExactSum.of(values).divided_by(denominator))

@@ -78,7 +78,7 @@ def train_model(corpus: Corpus, settings: Settings, console: Console) -> Trained
         def on_step(epoch: int, loss: float) -> None:
             nonlocal running
             running = 0.99 * running + 0.01 * loss if running else loss
-            progress.advance(1, f"epoch {epoch}, cross-entropy {running:.3f}")
+            progress.advance(1, f"epoch {epoch}, training loss {running:.3f}")
 
         return train(contexts, labels, vocab, settings, on_step)
 

@@ -147,6 +147,6 @@ def gather_paragraphs(text: str) -> Iterator[tuple[str, str]]:
     if size < DOCUMENT_TOKENS and len(gathered) > 1:
         rest = gathered.pop()
         gathered[-1] += rest
-    for number, group in enumerate(gathered, start=1):
+    for number, group in enumerate(gathered):
         text = "\n\n".join(group)
         yield f"{number}: {' '.join(text.split()[:5])[:40]}", text

@@ -16,7 +16,7 @@ from gpuxent.evaluation.demo_corpus import Corpus
 from gpuxent.evaluation.demo_model import Settings, Trained
 from gpuxent.evaluation.documents import Document
 from gpuxent.evaluation.progress import duration
-from gpuxent.evaluation.report import percent
+from gpuxent.evaluation.report import decimal, percent
 from gpuxent.evaluation.result import Evaluation
 from gpuxent.evaluation.totals import exp
 
@@ -76,7 +76,7 @@ def tables(scored: Scored) -> Iterator[RenderableType]:
     result = scored.result
     yield Text(
         f"Model: accuracy {percent(result.accuracy)}, top-5 accuracy {percent(result.topk_accuracy[5])}, "
-        f"calibration error {percent(result.ece)}"
+        f"calibration error (ECE) {decimal(result.ece)}"
     )
     ranked = sorted((d for d in scored.documents if d.scored >= MIN_SCORED), key=lambda d: d.cross_entropy)
     names = scored.corpus.names
@@ -100,9 +100,9 @@ def models_table(scored: Scored) -> Table:
 
 def documents_table(title: str, documents: Sequence[Document], names: Sequence[str]) -> Table:
     table = new_table(f"{title} (of at least {MIN_SCORED} held-out tokens)")
-    table.add_column("document", no_wrap=True)
+    table.add_column("document")  # what gives way on a narrow terminal
     for heading in ("tokens", "nats per token", "perplexity"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for d in documents:
         table.add_row(
             Text(shorten(names[d.document], 36)),
@@ -117,9 +117,9 @@ def surprises_table(scored: Scored) -> Table:
     """The tokens of the largest losses. <unk> is left out: it is no word, and what stood there was never seen."""
     corpus = scored.corpus
     table = new_table("Most surprising tokens")
-    table.add_column("nats", justify="right")
-    table.add_column("document", no_wrap=True)
-    table.add_column("after", justify="right", no_wrap=True)
+    table.add_column("nats", justify="right", no_wrap=True)
+    table.add_column("document")
+    table.add_column("after", justify="right")
     table.add_column("came", style="bold", no_wrap=True)
     table.add_column("expected", no_wrap=True)
     places = np.flatnonzero(corpus.held_out)
@@ -142,11 +142,14 @@ def words_before(corpus: Corpus, place: int) -> str:
     """The end of what the document says before a token, in BEFORE characters."""
     start = max(int(np.searchsorted(corpus.document, corpus.document[place])), place - BEFORE)
     text = " ".join(corpus.words[start:place])
-    return text if len(text) <= BEFORE else f"…{text[-BEFORE + 1 :]}"
+    return shorten(text[::-1], BEFORE)[::-1]
 
 
 def shorten(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    """At most so many columns of a terminal, which are not characters in every script."""
+    cut = Text(text)
+    cut.truncate(width, overflow="ellipsis")
+    return cut.plain
 
 
 def new_table(title: str) -> Table:

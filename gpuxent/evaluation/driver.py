@@ -57,7 +57,11 @@ def score_blocks(
 
     def score(first_row: int, rows: Rows) -> Block:
         with threads(threads_per_block):
-            scores = score_rows(logits.read(rows), labels.read(rows), first_row=tuple(s.start for s in rows), **options)
+            try:
+                first = tuple(s.start for s in rows)
+                scores = score_rows(logits.read(rows), labels.read(rows), first_row=first, **options)
+            except IndexError as error:  # a label outside the vocabulary
+                raise IndexError(f"{error} (in {labels.name})") from None
         ids = None if documents is None else documents.read(rows).ravel()
         return Block(first_row, RowScores(*(field.ravel() for field in vars(scores).values())), ids)
 

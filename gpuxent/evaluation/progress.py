@@ -58,7 +58,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        elif self._done != self._printed:
+        elif self._done != self._printed and (self._done or kind is None):  # of nothing done there is nothing to say
             self._print_line(last=True)
 
     def _print_line(self, last: bool = False) -> None:

@@ -28,10 +28,7 @@ def to_json(result: Evaluation, documents: DocumentTotals | None) -> str:
 
 
 def to_table(result: Evaluation, documents: DocumentTotals | None) -> RenderableType:
-    parts: list[RenderableType] = [_statistics(result, documents)]
-    bad = bad_rows(result)
-    if bad:
-        parts.append(bad)
+    parts: list[RenderableType] = [*bad_rows(result), _statistics(result, documents)]
     if documents is not None:
         ranked = sorted(documents.rows(), key=lambda d: (math.isnan(d.cross_entropy), d.cross_entropy))  # NaN: worst
         if len(ranked) > 2 * SHOWN_DOCUMENTS:
@@ -75,14 +72,14 @@ def document_table(title: str, documents: list[Any]) -> Table:
     return table
 
 
-def bad_rows(result: Evaluation) -> str:
-    """A warning where there is something to warn of: these rows decide the mean."""
+def bad_rows(result: Evaluation) -> list[str]:
+    """What there is to warn of: these rows decide the mean."""
     lines = []
     if result.nan_rows:
         lines.append(f"{_rows_have(result.nan_rows)} a loss of NaN, first row {result.first_nan_row:,}")
     if result.infinite_rows:
         lines.append(f"{_rows_have(result.infinite_rows)} an infinite loss, first row {result.first_infinite_row:,}")
-    return "\n".join(lines)
+    return lines
 
 
 def _rows_have(count: int) -> str:
@@ -92,7 +89,7 @@ def _rows_have(count: int) -> str:
 def decimal(value: float) -> str:
     """Six significant digits, but all digits before the point."""
     if not math.isfinite(value):
-        return {math.inf: "inf", -math.inf: "-inf"}.get(value, "n/a")
+        return {math.inf: "inf", -math.inf: "-inf"}.get(value, "NaN")
     return (
         f"{value:,.0f}"
         if abs(value) >= 1e6

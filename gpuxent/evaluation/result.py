@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -37,7 +37,7 @@ class Evaluation:
     first_nan_row: int | None
     infinite_rows: int
     first_infinite_row: int | None
-    bins: tuple[CalibrationBin, ...]
+    bins: tuple[CalibrationBin, ...] = field(repr=False)  # of the calibration error
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: None for what is not finite (the counts of NaN and infinite rows tell why), top-k as

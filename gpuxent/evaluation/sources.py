@@ -106,7 +106,7 @@ class ZarrSource:
         try:
             import zarr
         except ImportError as error:
-            raise ValueError(f"{self.path} is a folder, and reading Zarr needs: pip install 'gpuxent[zarr]'") from error
+            raise ValueError(f"{self.path} is a folder, and reading Zarr needs: pip install zarr") from error
         try:
             array = zarr.open_array(str(self.path), mode="r")
         except Exception as error:  # zarr raises many kinds for what is not an array
