@@ -1,4 +1,10 @@
-"""Cross-entropy, perplexity and their gradients over huge vocabularies."""
+"""Cross-entropy, perplexity and their gradients over huge vocabularies.
+
+Losses from logits: cross_entropy, binary_cross_entropy, their *_and_grad and *_from_probs twins. Normalizers:
+logsumexp, softmax, log_softmax. Information: entropy, kl_divergence, js_divergence, cross_entropy_between, with
+*_from_probs twins. Data sets: perplexity, evaluate. CPU threads: threads. Arrays are NumPy's or Dask's; what comes
+out is of the same kind.
+"""
 
 from gpuxent._row_loss import RowSummary
 from gpuxent.backends._threads import threads

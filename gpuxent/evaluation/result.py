@@ -21,23 +21,30 @@ class CalibrationBin:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` returns. Means are over the scored tokens; NaN if there are none."""
+    """What `evaluate` returns. Means are over the scored tokens; NaN if there are none.
 
-    cross_entropy: float  # nats per token
-    perplexity: float  # exp(cross_entropy); inf if that overflows
+    cross_entropy and entropy (of the model's distribution) are in nats per token; perplexity is exp(cross_entropy),
+    inf if that overflows; stderr is that of the cross-entropy, tokens taken as independent. accuracy,
+    topk_accuracy[k] and ece (the expected calibration error of the top class, from `bins`) are shares from 0 to 1. Of
+    equally probable classes the first counts. Rows whose loss is NaN or infinite are among the scored ones;
+    first_*_row are their numbers, leading axes flattened.
+    """
+
+    cross_entropy: float
+    perplexity: float
     bits_per_token: float
-    stderr: float  # of the cross-entropy, tokens taken as independent
+    stderr: float
     scored: int
     ignored: int
-    accuracy: float  # the label is the most probable class; of equal ones the first counts
+    accuracy: float
     topk_accuracy: dict[int, float]
-    entropy: float  # of the model's distribution, nats
-    ece: float  # expected calibration error of the top class
+    entropy: float
+    ece: float
     nan_rows: int
     first_nan_row: int | None
     infinite_rows: int
     first_infinite_row: int | None
-    bins: tuple[CalibrationBin, ...] = field(repr=False)  # of the calibration error
+    bins: tuple[CalibrationBin, ...] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: None for what is not finite (the counts of NaN and infinite rows tell why), top-k as
