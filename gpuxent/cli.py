@@ -71,7 +71,8 @@ def perplexity(
             say(f"warning: {warning}")
         with written_to(output) as file:
             if format is Format.json:
-                file.write(report.to_json(result, by_document) + "\n")
+                run = {"gpuxent": __version__, "logits": logits, "labels": labels, "documents": documents, **options}
+                file.write(report.to_json(result, by_document, run) + "\n")
             else:
                 Console(file=file, width=80 if output else None).print(report.to_table(result, by_document))
 

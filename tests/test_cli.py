@@ -12,9 +12,11 @@ import ml_dtypes
 import numpy as np
 import oracle
 import pytest
+import zarr
 from makers import labels, logits
 from test_sources import save_npy, save_zarr
 
+import gpuxent as gx
 from gpuxent.cli import check_writable
 
 BUILT_IN = "import sys; from gpuxent.cli import main; main()"
@@ -40,7 +42,9 @@ def strict_json(text):
 def perplexity(*arguments):
     done = gpuxent("perplexity", *arguments, "--format", "json")
     assert done.returncode == 0, done.stderr
-    return strict_json(done.stdout)
+    result = strict_json(done.stdout)
+    result["run"].pop("logits"), result["run"].pop("labels")  # so that two files may be compared
+    return result
 
 
 class Data:
@@ -373,3 +377,23 @@ def test_perplexity_that_overflows(data, tmp_path):
     result = perplexity(x, "--labels", save_npy(tmp_path / "y.npy", np.array([0])))
     assert (result["perplexity"], result["cross_entropy"]) == (None, 2000.0)
     assert math.isclose(result["bits_per_token"], 2000 / math.log(2))
+
+
+def test_json_says_what_was_scored(data):
+    done = gpuxent("perplexity", data.logits, "--labels", data.labels, "--temperature", "2", "--format", "json")
+    assert strict_json(done.stdout)["run"] == {
+        "gpuxent": gx.__version__,
+        "logits": str(data.logits),
+        "labels": str(data.labels),
+        "documents": None,
+        "ignore_index": -100,
+        "temperature": 2.0,
+    }
+
+
+def test_chunks_that_are_not_stored_are_warned_of(data, tmp_path):
+    made = zarr.create_array(str(tmp_path / "half.zarr"), shape=(400, 150), chunks=(100, 150), dtype="f4")
+    made[:200] = data.x[:200]
+    done = gpuxent("perplexity", tmp_path / "half.zarr", "--labels", data.labels)
+    assert done.returncode == 0
+    assert "half.zarr: 2 chunks are not stored and read as the fill value" in done.stderr.splitlines()[0]

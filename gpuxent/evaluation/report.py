@@ -16,15 +16,16 @@ from gpuxent.evaluation.totals import exp
 SHOWN_DOCUMENTS = 5
 
 
-def to_json(result: Evaluation, documents: DocumentTotals | None) -> str:
-    data = result.to_dict()
+def to_json(result: Evaluation, documents: DocumentTotals | None, run: dict[str, Any]) -> str:
+    """The statistics; `run` says what was scored and how."""
+    data = result.to_dict() | {"run": run}
     if documents is not None:
         data["documents"] = [
             {"document": d.document, "scored": d.scored, "cross_entropy": _json_number(d.cross_entropy)}
             for d in documents.rows()
         ]
         data["document_mean_cross_entropy"] = _json_number(documents.mean())
-    return json.dumps(data, indent=2, allow_nan=False)
+    return json.dumps(data, indent=2, allow_nan=False, default=str)
 
 
 def to_table(result: Evaluation, documents: DocumentTotals | None) -> RenderableType:

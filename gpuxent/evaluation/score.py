@@ -12,7 +12,7 @@ from rich.console import Console
 from gpuxent.evaluation.documents import DocumentTotals
 from gpuxent.evaluation.driver import Block, check_sources, score_blocks
 from gpuxent.evaluation.progress import Progress
-from gpuxent.evaluation.sources import open_source
+from gpuxent.evaluation.sources import ZarrSource, open_source
 from gpuxent.evaluation.totals import Totals
 
 
@@ -29,6 +29,10 @@ def score_files(
     logits, labels = open_source(logits_path), open_source(labels_path)
     documents = None if documents_path is None else open_source(documents_path)
     check_sources(logits, labels, documents)
+    for source in (logits, labels, documents):
+        if isinstance(source, ZarrSource) and source.missing_chunks:
+            warning = f"{source.name}: {source.missing_chunks:,} chunks are not stored and read as the fill value"
+            progress_to.print(f"gpuxent: warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     totals, by_document = Totals.identity(), None if documents is None else DocumentTotals()
     with Progress(int(np.prod(logits.shape[:-1])), "rows", progress_to) as progress:
         for block in score_blocks(logits, labels, documents, **options):

@@ -129,6 +129,11 @@ class ZarrSource:
     def row_chunk(self) -> int:
         return (self._array.shards or self._array.chunks)[0] if self.shape else 1
 
+    @property
+    def missing_chunks(self) -> int:
+        """Chunks that are not stored. Zarr reads them as the fill value, which a killed writer did not mean."""
+        return self._array.nchunks - self._array.nchunks_initialized
+
     def read(self, rows: Rows, columns: slice = slice(None)) -> np.ndarray:
         array, place = self._array, _index(len(self.shape), rows, columns)
         try:
