@@ -26,13 +26,11 @@ DEFAULT_IGNORE_INDEX = -100
 def array(value: Any, name: str) -> Array:
     """A NumPy or Dask array as it is; a number or a list as NumPy; anything else is an error rather than a silent
     copy."""
-    if is_dask(value):
-        if any(math.isnan(size) for size in value.shape):
-            raise ValueError(f"{name} has chunks of unknown size; call its compute_chunk_sizes() first")
-        return value
-    if isinstance(value, np.ma.MaskedArray):
+    if is_dask(value) and any(math.isnan(size) for size in value.shape):
+        raise ValueError(f"{name} has chunks of unknown size; call its compute_chunk_sizes() first")
+    if isinstance(getattr(value, "_meta", value), np.ma.MaskedArray):  # of a Dask array: its blocks
         raise TypeError(f"{name} is a masked array, whose mask would be lost; fill it and use ignore_index")
-    if isinstance(value, np.ndarray):
+    if is_dask(value) or isinstance(value, np.ndarray):
         return value
     if isinstance(value, (list, tuple, Real, np.generic)):
         return np.asarray(value)
@@ -143,9 +141,9 @@ def binary_targets(value: Any, scores: Array, name: str) -> Array:
     return value
 
 
-def output(out: Any, logits: Array) -> np.ndarray | None:
-    """Where the gradient goes: writable, of the logits' shape and dtype, and either the logits themselves or apart
-    from them."""
+def output(out: Any, logits: Array, labels: Any) -> np.ndarray | None:
+    """Where the gradient goes: writable, of the logits' shape and dtype, the logits themselves or apart from the
+    inputs."""
     if out is None:
         return None
     if is_dask(logits):
@@ -161,12 +159,19 @@ def output(out: Any, logits: Array) -> np.ndarray | None:
     )
     if not same and np.may_share_memory(out, logits):
         raise ValueError("out must be logits itself or share no memory with it, got an overlapping view")
+    if isinstance(labels, np.ndarray) and np.may_share_memory(out, labels):
+        raise ValueError("out must share no memory with the labels or targets, got an overlapping view")
     return out
 
 
 def row_dtype(logits: Array) -> type:
     """Of per-row results: never 16 bit."""
     return np.float64 if logits.dtype.itemsize == 8 else np.float32
+
+
+def as_row_dtype(owner: Any, values: Array, dtype: type) -> Array:
+    """Per-row results as they are returned; what float32 cannot hold is inf, without a warning."""
+    return owner.map_rows(partial(np.asarray, dtype=dtype), values, dtype=dtype)
 
 
 # ---- options ----
@@ -266,8 +271,7 @@ def denominator(value: Any, reduction: str) -> Array | None:
         return None
     if reduction != "mean":
         raise ValueError(f"denominator goes with reduction='mean', got reduction={reduction!r}")
-    if is_dask(value) and value.ndim == 0:
-        return value
+    value = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
     return np.float64(number(value, "denominator", 0, open_low=True))
 
 

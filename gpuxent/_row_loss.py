@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuxent._records import IDENTITY, IGNORED, Array, RowStats, Spread, Transform
+from gpuxent._records import IDENTITY, IGNORED, NO_LABEL, Array, RowStats, Spread, Transform
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def row_losses(
         share = (1.0 - smoothing) * label_weight
         # the label of a class at -inf has loss +inf; weight 0 makes even that 0
         loss = loss + np.where(share == 0, 0.0, share * (log_sum + (stats.max - stats.label_logit)))
+        loss = np.where(labels == NO_LABEL, np.inf, loss)  # an unchecked label is never a plausible loss
     loss = np.where(np.isnan(log_sum), np.nan, loss)
     z = z_loss * (stats.max + log_sum) ** 2 if z_loss else np.zeros_like(loss)
     ignored = labels == IGNORED
@@ -111,9 +112,10 @@ def over(value: Any, denominator: Any) -> Any:
 
 
 def summary(stats: RowStats) -> tuple[Array, Array, Array]:
-    """The three entries of RowSummary."""
+    """The three entries of RowSummary; a row without a distribution has p_max NaN, and one with a NaN argmax -1."""
     lse = np.where(stats.max == np.inf, np.inf, stats.max + np.log1p(stats.rest))
-    return lse, stats.argmax, 1.0 / (1.0 + stats.rest)
+    p_max = np.where(np.isnan(log_of_sum(stats)), np.nan, 1.0 / (1.0 + stats.rest))
+    return lse, np.where(np.isnan(lse), -1, stats.argmax), p_max
 
 
 def entropy(stats: RowStats) -> Array:

@@ -101,7 +101,7 @@ class Rows:
     def reduced(self, losses: Array, z: Array, denominator: Any, z_denominator: Any) -> Any:
         """Each term over its own denominator; NaN over 0, whatever smoothing adds to the sum, as in PyTorch."""
         if self.options.reduction == "none":
-            return (losses + z).astype(arguments.row_dtype(self.logits))
+            return arguments.as_row_dtype(self.backend, losses + z, arguments.row_dtype(self.logits))
         loss = self.backend.total(losses, denominator)
         return loss + self.backend.total(z, z_denominator) if self.options.z_loss else loss
 
@@ -124,7 +124,7 @@ class Rows:
 
 def reduced(owner: Any, losses: Array, counted: Array, reduction: str, dtype: type) -> Any:
     if reduction == "none":
-        return losses.astype(dtype)
+        return arguments.as_row_dtype(owner, losses, dtype)
     denominator = owner.total(counted) if reduction == "mean" else 1.0
     return owner.total(losses, denominator)
 

@@ -27,7 +27,7 @@ def entropy(p: Array, *, backend: str | None = None) -> Array:
     2.0794
     """
     p = arguments.rows(p, "p")
-    return _entropy(p, backend).astype(arguments.row_dtype(p))
+    return _returned(p, p, _entropy(p, backend))
 
 
 def kl_divergence(p: Array, q: Array, *, backend: str | None = None) -> Array:
@@ -72,7 +72,7 @@ def cross_entropy_between(p: Array, q: Array, *, backend: str | None = None) -> 
     1.204
     """
     p, q = arguments.pair(p, q)
-    return (_entropy(p, backend) + _pair_sums(p, q, "kl", backend)).astype(_pair_dtype(p, q))
+    return _returned(p, q, _entropy(p, backend) + _pair_sums(p, q, "kl", backend))
 
 
 def _entropy(p: Array, backend: str | None) -> Array:
@@ -82,7 +82,7 @@ def _entropy(p: Array, backend: str | None) -> Array:
 
 def _divergence(p: Any, q: Any, divergence: str, backend: str | None) -> Array:
     p, q = arguments.pair(p, q)
-    return _pair_sums(p, q, divergence, backend).astype(_pair_dtype(p, q))
+    return _returned(p, q, _pair_sums(p, q, divergence, backend))
 
 
 def _pair_sums(p: Array, q: Array, divergence: str, backend: str | None) -> Array:
@@ -91,8 +91,10 @@ def _pair_sums(p: Array, q: Array, divergence: str, backend: str | None) -> Arra
     return owner.pair_stats(p, q, owner.row_stats(p), owner.row_stats(q), divergence=divergence).divergence
 
 
-def _pair_dtype(p: Array, q: Array) -> type:
-    return max(arguments.row_dtype(p), arguments.row_dtype(q), key=lambda kind: kind().itemsize)
+def _returned(p: Array, q: Array, values: Array) -> Array:
+    """Values of the rows of p and q in the wider of their dtypes for results."""
+    dtype = max(arguments.row_dtype(p), arguments.row_dtype(q), key=lambda kind: kind().itemsize)
+    return arguments.as_row_dtype(backend_of(p), values, dtype)
 
 
 # ---- from probabilities ----
@@ -114,7 +116,7 @@ def entropy_from_probs(p: Array, *, check_probs: bool = True) -> Array:
     0.6931
     """
     p = _checked(arguments.rows(p, "p"), "p", check_probs)
-    return backend_of(p).cross_sums(p, p).astype(arguments.row_dtype(p))
+    return _returned(p, p, backend_of(p).cross_sums(p, p))
 
 
 def kl_divergence_from_probs(p: Array, q: Array, *, check_probs: bool = True) -> Array:
@@ -128,7 +130,7 @@ def kl_divergence_from_probs(p: Array, q: Array, *, check_probs: bool = True) ->
     0.5108
     """
     p, q = _checked_pair(p, q, check_probs)
-    return _probs_divergence(p, q, "kl").astype(_pair_dtype(p, q))
+    return _returned(p, q, _probs_divergence(p, q, "kl"))
 
 
 def js_divergence_from_probs(p: Array, q: Array, *, check_probs: bool = True) -> Array:
@@ -139,7 +141,7 @@ def js_divergence_from_probs(p: Array, q: Array, *, check_probs: bool = True) ->
     0.6931
     """
     p, q = _checked_pair(p, q, check_probs)
-    return _probs_divergence(p, q, "js").astype(_pair_dtype(p, q))
+    return _returned(p, q, _probs_divergence(p, q, "js"))
 
 
 def cross_entropy_between_from_probs(p: Array, q: Array, *, check_probs: bool = True) -> Array:
@@ -150,7 +152,7 @@ def cross_entropy_between_from_probs(p: Array, q: Array, *, check_probs: bool = 
     1.204
     """
     p, q = _checked_pair(p, q, check_probs)
-    return (backend_of(p).cross_sums(p, p) + _probs_divergence(p, q, "kl")).astype(_pair_dtype(p, q))
+    return _returned(p, q, backend_of(p).cross_sums(p, p) + _probs_divergence(p, q, "kl"))
 
 
 def _checked(p: Array, name: str, check: bool) -> Array:

@@ -117,7 +117,8 @@ def cross_entropy_and_grad(
         grad_output: factor of the gradient (the upstream gradient, a loss scale): a number, or with reduction="none"
             one per row, such as sample weights. It does not change the loss.
         denominator: a number > 0 that the mean divides by instead of its own count (gradient accumulation).
-        return_stats: also return a `RowSummary` with the rows' lse (nats), argmax (lowest on ties) and p_max, float64.
+        return_stats: also return a `RowSummary` with the rows' lse (nats), argmax (lowest on ties; -1 if there is a
+            NaN) and p_max.
         out: where to write the gradient: an array of the logits' shape and dtype, or the logits themselves.
 
     Returns:
@@ -141,7 +142,7 @@ def cross_entropy_and_grad(
         check_labels=check_labels,
         backend=backend,
     )
-    out = arguments.output(out, rows.logits)
+    out = arguments.output(out, rows.logits, labels)
     grad_output = arguments.grad_output(grad_output, rows.logits, rows.logits.shape[:-1], reduction)
     stats = rows.stats(also=("argmax",) if return_stats else ())
     denominators = rows.denominators(arguments.denominator(denominator, reduction))
@@ -149,7 +150,8 @@ def cross_entropy_and_grad(
     dlogits = rows.gradient(stats, grad_output, *denominators, out)
     if not return_stats:
         return loss, dlogits
-    return loss, dlogits, RowSummary(*rows.backend.map_rows(_row_loss.summary, stats, outputs=3))
+    lse, argmax, p_max = rows.backend.map_rows(_row_loss.summary, stats, outputs=3)
+    return loss, dlogits, RowSummary(lse, argmax.astype(np.int64), p_max)
 
 
 # ---- from probabilities ----
@@ -300,7 +302,7 @@ def binary_cross_entropy_and_grad(
         backend=backend,
     )
     whole = arguments.array(logits, "logits")
-    out = arguments.output(out, whole)
+    out = arguments.output(out, whole, targets)
     upstream = arguments.grad_output(grad_output, whole, whole.shape, reduction)
     loss, count = problem.loss(arguments.denominator(denominator, reduction))
     return loss, problem.gradient(upstream, count, out)

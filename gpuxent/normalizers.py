@@ -32,7 +32,7 @@ def logsumexp(logits: Array, *, axis: int = -1, backend: str | None = None) -> A
     """
     rows, owner = _rows(logits, axis, backend)
     lse, _, _ = owner.map_rows(_row_loss.summary, owner.row_stats(rows), outputs=3)
-    return lse.astype(arguments.row_dtype(rows))
+    return arguments.as_row_dtype(owner, lse, arguments.row_dtype(rows))
 
 
 def softmax(logits: Array, *, axis: int = -1, backend: str | None = None) -> Array:

@@ -122,3 +122,14 @@ def test_errors(home):
         with pytest.raises(ValueError, match=rf"q\[2, :\] {found}, expected probabilities that sum to 1 within 0.0001"):
             home.compute(gx.kl_divergence_from_probs(home.put(good), home.put(bad)))
         gx.kl_divergence_from_probs(good, bad, check_probs=False)
+
+
+@pytest.mark.parametrize("distance", [1e-2, 1e-4, 1e-6])
+def test_close_models_in_float64(distance, home):
+    rng = np.random.default_rng(0)
+    p = rng.normal(0, 4, (4, 300))
+    q = p + distance * rng.normal(0, 1, p.shape)
+    for name in ("kl_divergence", "js_divergence"):
+        actual = home.compute(getattr(gx, name)(home.put(p), home.put(q)))
+        truth = getattr(oracle, name)(p, q)
+        assert (np.abs(actual - truth) < 1e-14 / distance * truth).all()

@@ -94,6 +94,9 @@ def test_out_may_not_overlap_by_half_or_be_read_only():
     wide = np.zeros((3, 8), np.float32)
     with pytest.raises(ValueError, match="out must be logits itself or share no memory with it"):
         gx.cross_entropy_and_grad(wide[:, :4], LABELS, out=wide[:, 2:6])
+    memory = np.full(16, 0.25)
+    with pytest.raises(ValueError, match="out must share no memory with the labels or targets"):
+        gx.cross_entropy_and_grad(np.zeros((3, 4)), memory[:12].reshape(3, 4), out=memory[4:].reshape(3, 4))
     frozen = np.zeros((3, 4), np.float32)
     frozen.flags.writeable = False
     with pytest.raises(ValueError, match="out must be writable"):
@@ -140,3 +143,7 @@ def test_evaluate():
             gx.evaluate(LOGITS, LABELS, **options)
     with pytest.raises(TypeError, match="labels is a Dask array but logits are not"):
         gx.evaluate(LOGITS, da.from_array(LABELS))
+    with pytest.raises(TypeError, match="labels must be integers, got float64"):
+        gx.evaluate(da.from_array(LOGITS), SOFT)
+    with pytest.raises(TypeError, match="logits is a masked array"):
+        gx.cross_entropy(da.ma.masked_greater(da.from_array(LOGITS), 1), LABELS)

@@ -184,6 +184,23 @@ def test_unchecked_bad_label_is_never_a_plausible_loss(home):
     x = np.zeros((3, 4))
     loss = home.compute(gx.cross_entropy(home.put(x), np.array([4, -1, 2**32]), reduction="none", check_labels=False))
     assert (loss == np.inf).all()
+    for options in ({"class_weight": np.ones(4)}, {"label_smoothing": 1.0}):
+        loss = gx.cross_entropy(home.put(x), np.array([4, 0, 0]), reduction="none", check_labels=False, **options)
+        assert np.isinf(home.compute(loss)).tolist() == [True, False, False]
+
+
+def test_what_float32_cannot_hold_is_inf_without_a_warning(home):
+    x = np.array([[3e38, -3e38]], np.float32)
+    assert home.compute(gx.cross_entropy(home.put(x), np.array([1]), reduction="none")) == np.inf
+
+
+def test_summary_of_rows_without_a_distribution(home):
+    x = np.zeros((3, 20000), np.float32)
+    x[0, 17000], x[1] = np.nan, -np.inf
+    stats = gx.cross_entropy_and_grad(home.put(x), np.zeros(3, int), return_stats=True)[2]
+    assert home.compute(stats.argmax).tolist() == [-1, 0, 0]
+    assert home.compute(stats.argmax).dtype == np.int64
+    assert np.isnan(home.compute(stats.p_max)).tolist() == [True, True, False]
 
 
 # ---- reference values ----

@@ -46,15 +46,20 @@ def pair_stats(
 
 def _kl_terms(p: np.ndarray, q: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
     """p ln(p/q) - p + q: each is non-negative, so no sum of them is ever negative, and an error of the normalizers
-    counts only squared. Over rows that sum to 1 the last two terms cancel."""
-    return np.maximum(np.where(p == 0, q, p * log_ratio - (p - q)), 0.0)
+    counts only squared. Over rows that sum to 1 the last two terms cancel. Close to 1 the ratio alone says more than
+    p - q."""
+    close = np.abs(log_ratio) < 1
+    far = np.where(p == 0, q, p * log_ratio - (p - q))
+    return np.maximum(np.where(close, p * (log_ratio + np.expm1(-log_ratio)), far), 0.0)
 
 
 def _js_terms(p: np.ndarray, q: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
     """(p ln(p/m) + q ln(q/m)) / 2 with m = (p + q) / 2, where ln(p/m) = ln 2 - softplus(-ln(p/q))."""
     from_p = np.where(p == 0, 0.0, p * (np.log(2.0) - np.logaddexp(0.0, -log_ratio)))
     from_q = np.where(q == 0, 0.0, q * (np.log(2.0) - np.logaddexp(0.0, log_ratio)))
-    return np.maximum((from_p + from_q) / 2, 0.0)
+    t = np.tanh(log_ratio / 2)  # (p - q) / (p + q): where the two are close, their parts would cancel
+    close = (p + q) / 2 * (t * log_ratio + np.log1p(-t * t)) / 2
+    return np.maximum(np.where(np.abs(log_ratio) < 1, close, (from_p + from_q) / 2), 0.0)
 
 
 def cross_sums(weights: np.ndarray, probs: np.ndarray, *, scale: np.ndarray | float = 1.0) -> np.ndarray:

@@ -114,6 +114,9 @@ def _dask_totals(logits: Any, labels: Any, identity: Totals, options: dict[str, 
     logits = arguments.rows(logits, "logits")
     if isinstance(labels, (str, Path)):
         raise TypeError(f"labels must be an array beside Dask logits, got the path {str(labels)!r}")
+    labels = arguments.array(labels, "labels")
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
     scores = score_rows(logits, labels, **options)
     shape = logits.shape[:-1]
 

@@ -175,7 +175,10 @@ class Totals:
             return math.nan
         mean_square = Fraction(self.loss_squares.units, n)  # in units of the squares
         squared_mean = Fraction(self.loss.units, n) ** 2
-        return math.sqrt((mean_square - squared_mean) / (n - 1) / (1 << self.loss_squares.scale))
+        try:
+            return math.sqrt((mean_square - squared_mean) / (n - 1) / (1 << self.loss_squares.scale))
+        except OverflowError:
+            return math.inf
 
     def _calibration_error(self) -> float:
         """sum over bins of |hits - sum of p_max| / n (Guo et al. 2017, arXiv 1706.04599)."""
