@@ -185,15 +185,16 @@ def one_of(value: Any, name: str, allowed: tuple[str, ...]) -> str:
 
 def number(value: Any, name: str, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
     """A finite number in [low, high], or (low, high] with open_low."""
-    expected = f"a number {'above' if open_low else 'of at least'} {low:g}" + (
-        "" if high == math.inf else f" and at most {high:g}"
-    )
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be {expected}, got {value!r}")
-    found = float(value)
-    if not math.isfinite(found) or found > high or (found <= low if open_low else found < low):
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
-    return found
+        kind: type[Exception] = TypeError
+    else:
+        found, kind = float(value), ValueError
+        if math.isfinite(found) and found <= high and (found > low if open_low else found >= low):
+            return found
+    expected = f"a number {'above' if open_low else 'of at least'} {low:g}"
+    if high != math.inf:
+        expected += f" and at most {high:g}"
+    raise kind(f"{name} must be {expected}, got {value!r}")
 
 
 def ignore_index(value: Any) -> int | None:

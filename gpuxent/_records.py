@@ -6,6 +6,7 @@ merging the records of all slices of a row, in any grouping, gives the record of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import reduce
@@ -115,17 +116,20 @@ def exp_difference(a: Array, b: Array) -> Array:
 
 @dataclass(frozen=True)
 class GradWeights:
-    """How far each row's logits are pushed along the three directions of every loss here:
+    """How strongly each row's logits are pushed along the three directions of every loss here, per row: a weight of
+    (lse - label logit), one of the sum of s * (lse - logit) over the spread row s, and the slope in lse of what else
+    there is. So
 
-    dlogits = softmax_weight * softmax(logits) - label_weight * onehot(label) - spread_weight * spread row
+        dlogits = (label + spread * spread_weight + lse * lse(row)) * softmax - label * onehot - spread * s
 
-    Reduction, upstream gradient, ignored rows, smoothing and z-loss are folded into these. A row whose three weights
-    are 0 gets a gradient of exactly 0, whatever its logits are.
+    Reduction, upstream gradient, ignored rows, smoothing and z-loss are folded into these, before the logits are read:
+    a backend can take statistics and gradient in one go. A row whose three weights are 0 gets a gradient of exactly 0,
+    whatever its logits are.
     """
 
-    softmax_weight: Array
-    label_weight: Array
-    spread_weight: Array
+    label: Array
+    spread: Array
+    lse: Array
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,8 @@ class ExactSum:
 
     @classmethod
     def of(cls, values: np.ndarray) -> ExactSum:
+        if values.size <= FEW:
+            return cls(*_integer_and_nonfinite_sum(values.ravel().tolist()))
         finite, nonfinite = _split_finite(values)
         return cls(_integer_sum(*_integers(finite)), nonfinite)
 
@@ -222,6 +228,20 @@ class ExactSum:
 
 NOTHING = ExactSum()
 NO_SQUARES = ExactSum(scale=2 * 1126)
+
+
+FEW = 32  # values for which Python's integers are quicker than NumPy's grouping
+
+
+def _integer_and_nonfinite_sum(values: list[float]) -> tuple[int, float]:
+    units, nonfinite = 0, 0.0
+    for value in values:
+        if math.isfinite(value):
+            fraction, exponent = math.frexp(value)
+            units += int(fraction * 2**53) << (exponent + (1126 - 53))
+        else:
+            nonfinite += value
+    return units, nonfinite
 
 
 def _split_finite(values: np.ndarray) -> tuple[np.ndarray, float]:

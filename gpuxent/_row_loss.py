@@ -45,7 +45,13 @@ def take_class_weight(class_weight: np.ndarray, labels: np.ndarray) -> np.ndarra
 
 
 def row_losses(
-    stats: RowStats, labels: Array, label_weight: Array | float | None, *, smoothing: float, z_loss: float
+    stats: RowStats,
+    labels: Array,
+    label_weight: Array | float | None,
+    *,
+    smoothing: float,
+    z_loss: float,
+    has_spread: bool,
 ) -> tuple[Array, Array]:
     """(cross-entropy, z-loss term) of each row, float64; 0 where ignored.
 
@@ -54,16 +60,21 @@ def row_losses(
     `label_weight` is None for soft labels.
     """
     log_sum = log_of_sum(stats)  # lse - max
-    loss = stats.spread_gap + np.where(stats.spread_weight == 0, 0.0, stats.spread_weight * log_sum)
+    loss: Array = 0.0
     if label_weight is not None:
+        loss = log_sum + (stats.max - stats.label_logit)
         share = (1.0 - smoothing) * label_weight
-        # the label of a class at -inf has loss +inf; weight 0 makes even that 0
-        loss = loss + np.where(share == 0, 0.0, share * (log_sum + (stats.max - stats.label_logit)))
+        if np.ndim(share) or share != 1.0:
+            # the label of a class at -inf has loss +inf; weight 0 makes even that 0
+            loss = np.where(share == 0, 0.0, share * loss)
         loss = np.where(labels == NO_LABEL, np.inf, loss)  # an unchecked label is never a plausible loss
+    if has_spread:
+        loss = loss + stats.spread_gap + np.where(stats.spread_weight == 0, 0.0, stats.spread_weight * log_sum)
     loss = np.where(np.isnan(log_sum), np.nan, loss)
-    z = z_loss * (stats.max + log_sum) ** 2 if z_loss else np.zeros_like(loss)
     ignored = labels == IGNORED
-    return np.where(ignored, 0.0, loss), np.where(ignored, 0.0, z)
+    loss[ignored] = 0.0
+    z = np.zeros_like(loss) if not z_loss else np.where(ignored, 0.0, z_loss * (stats.max + log_sum) ** 2)
+    return loss, z
 
 
 def losses_from_probs(p_label: Array, labels: Array, label_weight: Array) -> Array:
@@ -82,7 +93,6 @@ def log_of_sum(stats: RowStats) -> Array:
 
 
 def grad_weights(
-    stats: RowStats,
     labels: Array,
     label_weight: Array | float | None,
     grad_output: Array | float,
@@ -91,19 +101,13 @@ def grad_weights(
     *,
     smoothing: float,
     z_loss: float,
-    has_spread: bool,
 ) -> tuple[Array, Array, Array]:
     """The three entries of GradWeights for d(grad_output * loss) / d logits; a denominator of 0 gives 0."""
     counted = labels != IGNORED
     push = np.where(counted, over(grad_output, denominator), 0.0)
     label = np.zeros_like(push) if label_weight is None else push * ((1.0 - smoothing) * label_weight)
-    softmax = label + push * stats.spread_weight
-    if z_loss:
-        z_push = np.where(counted, over(grad_output, z_denominator), 0.0)
-        softmax = softmax + np.where(z_push == 0, 0.0, z_push * 2.0 * z_loss * (stats.max + log_of_sum(stats)))
-    # a row without a distribution has no gradient either, even where class weight 0 would hide it
-    softmax = np.where((push != 0) & np.isnan(log_of_sum(stats)), np.nan, softmax)
-    return softmax, label, push if has_spread else np.zeros_like(push)
+    z_push = np.where(counted, over(grad_output, z_denominator), 0.0) if z_loss else np.zeros_like(push)
+    return label, push, z_push * (2.0 * z_loss)
 
 
 def over(value: Any, denominator: Any) -> Any:

@@ -85,7 +85,12 @@ class Rows:
     def losses(self, stats: RowStats) -> tuple[Array, Array]:
         """(cross-entropy, z-loss term) of each row, float64."""
         options = self.options
-        rule = partial(_row_loss.row_losses, smoothing=options.label_smoothing, z_loss=options.z_loss)
+        rule = partial(
+            _row_loss.row_losses,
+            smoothing=options.label_smoothing,
+            z_loss=options.z_loss,
+            has_spread=self.spread is not None,
+        )
         return self.backend.map_rows(rule, stats, self.labels, self.label_weight, outputs=2)
 
     def denominators(self, given: Any) -> tuple[Any, Any]:
@@ -105,20 +110,20 @@ class Rows:
         loss = self.backend.total(losses, denominator)
         return loss + self.backend.total(z, z_denominator) if self.options.z_loss else loss
 
-    def gradient(
-        self, stats: RowStats, grad_output: Any, denominator: Any, z_denominator: Any, out: np.ndarray | None
-    ) -> Array:
+    def stats_and_gradient(
+        self,
+        grad_output: Any,
+        denominator: Any,
+        z_denominator: Any,
+        also: tuple[str, ...] = (),
+        out: np.ndarray | None = None,
+    ) -> tuple[RowStats, Array]:
         options = self.options
-        rule = partial(
-            _row_loss.grad_weights,
-            smoothing=options.label_smoothing,
-            z_loss=options.z_loss,
-            has_spread=self.spread is not None,
-        )
-        vectors = (stats, self.labels, self.label_weight, grad_output, denominator, z_denominator)
+        rule = partial(_row_loss.grad_weights, smoothing=options.label_smoothing, z_loss=options.z_loss)
+        vectors = (self.labels, self.label_weight, grad_output, denominator, z_denominator)
         weights = GradWeights(*self.backend.map_rows(rule, *vectors, outputs=3))
-        return self.backend.logit_grad(
-            self.logits, self.labels, stats, weights, spread=self.spread, transform=options.transform, out=out
+        return self.backend.row_stats_and_grad(
+            self.logits, self.labels, weights, spread=self.spread, transform=options.transform, also=also, out=out
         )
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpuxent import __version__
-from gpuxent.backends import BACKENDS
+from gpuxent.backends import has_numba
 from gpuxent.backends._threads import thread_count
 
 BAD_INPUT = 3
@@ -100,11 +100,16 @@ def info() -> None:
     table.add_column("what")
     table.add_column("version or state")
     table.add_row("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    for package in ("numpy", "ml_dtypes", "dask", "distributed", "zarr"):
+    for package in ("numpy", "numba", "ml_dtypes", "dask", "distributed", "zarr"):
         table.add_row(package, installed(package))
-    for backend in BACKENDS:
-        table.add_row(f"backend {backend}", f"found, used for NumPy arrays ({thread_count()} threads)")
-    table.add_row("backend dask", f"found, used for Dask arrays (blocks by {BACKENDS[0]})")
+    used = f"used for arrays in memory ({thread_count()} threads)"
+    if has_numba():
+        table.add_row("backend numba", f"found, {used}")
+        table.add_row("backend numpy", "found, used by name only")
+    else:
+        table.add_row("backend numba", "not installed: pip install 'gpuxent[cpu]' for several times the speed")
+        table.add_row("backend numpy", f"found, {used}")
+    table.add_row("backend dask", f"found, used for Dask arrays (blocks by {'numba' if has_numba() else 'numpy'})")
     Console().print(table)
 
 

@@ -15,7 +15,7 @@ def entropy(p: Array, *, backend: str | None = None) -> Array:
 
     Args:
         p: logits (..., vocab), float16, bfloat16, float32 or float64; NumPy or Dask.
-        backend: "numpy", or None for the best one there is for the array.
+        backend: "numba" or "numpy"; None for the best one there is for the array.
 
     Returns: (...), float64 for float64 logits and float32 otherwise. NaN for a row that is all -inf, or has a NaN or
     +inf.

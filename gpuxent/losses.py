@@ -56,7 +56,7 @@ def cross_entropy(
             loss per row.
         check_labels: False saves the check of the labels (for soft labels, a read of them). A label outside the
             vocabulary then has loss +inf.
-        backend: "numpy", or None for the best one there is for the array.
+        backend: "numba" or "numpy"; None for the best one there is for the array.
 
     Returns:
         float64 for "mean" and "sum"; for "none" an array (...), float64 for float64 logits and float32 otherwise. A
@@ -144,10 +144,10 @@ def cross_entropy_and_grad(
     )
     out = arguments.output(out, rows.logits, labels)
     grad_output = arguments.grad_output(grad_output, rows.logits, rows.logits.shape[:-1], reduction)
-    stats = rows.stats(also=("argmax",) if return_stats else ())
     denominators = rows.denominators(arguments.denominator(denominator, reduction))
+    also = ("argmax",) if return_stats else ()
+    stats, dlogits = rows.stats_and_gradient(grad_output, *denominators, also, out)
     loss = rows.reduced(*rows.losses(stats), *denominators)
-    dlogits = rows.gradient(stats, grad_output, *denominators, out)
     if not return_stats:
         return loss, dlogits
     lse, argmax, p_max = rows.backend.map_rows(_row_loss.summary, stats, outputs=3)
@@ -242,7 +242,7 @@ def binary_cross_entropy(
         ignore_index: target of elements that do not count: loss 0 and gradient 0 whatever the logit. None: no such
             target.
         reduction: "mean" divides by the number of elements that count (NaN if there are none); "sum"; "none".
-        backend: "numpy", or None for the best one there is for the array.
+        backend: "numba" or "numpy"; None for the best one there is for the array.
 
     Returns: float64 for "mean" and "sum"; for "none" the logits' shape, float64 for float64 logits, else float32.
 

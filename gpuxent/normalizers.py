@@ -18,7 +18,7 @@ def logsumexp(logits: Array, *, axis: int = -1, backend: str | None = None) -> A
     Args:
         logits: float16, bfloat16, float32 or float64, at least one entry along `axis`; NumPy or Dask.
         axis: the axis that is summed.
-        backend: "numpy", or None for the best one there is for the array.
+        backend: "numba" or "numpy"; None for the best one there is for the array.
 
     Returns:
         The logits' shape without `axis`; float64 for float64 logits and float32 otherwise. +inf if there is a +inf
@@ -47,7 +47,7 @@ def softmax(logits: Array, *, axis: int = -1, backend: str | None = None) -> Arr
     """
     rows, owner = _rows(logits, axis, backend)
     stats = owner.row_stats(rows)
-    weights = GradWeights(*owner.map_rows(_softmax_alone, stats, outputs=3))
+    weights = GradWeights(*owner.map_rows(_softmax_alone, stats, outputs=3))  # no label: nothing is taken off
     return _back(owner.logit_grad(rows, None, stats, weights), axis)
 
 
@@ -67,7 +67,7 @@ def log_softmax(logits: Array, *, axis: int = -1, backend: str | None = None) ->
 def _softmax_alone(stats: RowStats) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The GradWeights that leave just the softmax."""
     zeros = np.zeros_like(stats.rest)
-    return zeros + 1.0, zeros, zeros
+    return np.ones_like(zeros), zeros, zeros
 
 
 def _rows(logits: Any, axis: Any, backend: str | None) -> tuple[Array, Any]:

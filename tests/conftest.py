@@ -1,8 +1,8 @@
-"""Where the arrays of a test live: every contract holds for NumPy and for Dask arrays, however they are chunked."""
+"""What every contract is tested on: each backend, and arrays in memory or of Dask, however they are chunked."""
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import dask.array as da
 import numpy as np
 import pytest
 from hypothesis import settings
+
+from gpuxent import backends
 
 # A change is judged on the same examples every time; at home every run tries new ones.
 settings.register_profile("ci", derandomize=True)
@@ -38,17 +40,26 @@ class Home:
 
     name: str
     put: Callable[[np.ndarray], Any]
-    same_bits: bool  # as NumPy in one piece
+    same_bits: bool  # as in memory and in one piece
 
     def compute(self, result: Any) -> Any:
         return dask.compute(result, scheduler="synchronous")[0]
 
 
 HOMES = (
-    Home("numpy", lambda array: array, True),
+    Home("in memory", lambda array: array, True),
     Home("dask, rows", _rows_chunked, True),
     Home("dask, rows and vocabulary", _all_chunked, False),
 )
+
+
+@pytest.fixture(params=backends.BACKENDS, scope="module")
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The backend that arrays in memory, and blocks of Dask arrays, go to where none is named."""
+    choose = backends._in_memory
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "_in_memory", lambda name: choose(name or request.param))
+        yield request.param
 
 
 @pytest.fixture(params=HOMES, ids=lambda home: home.name)

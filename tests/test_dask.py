@@ -13,6 +13,8 @@ from oracle import assert_close
 
 import gpuxent as gx
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 ROWS, VOCAB = 40, 3000
 CHUNKINGS = {
     "one": ((40,), (3000,)),

@@ -6,6 +6,8 @@ import pytest
 
 import gpuxent as gx
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 LOGITS = np.zeros((3, 4), np.float32)
 LABELS = np.array([0, 1, 2])
 SOFT = np.full((3, 4), 0.25)
@@ -45,7 +47,7 @@ CASES = [
     ("negative class_weight", LOGITS, LABELS, {"class_weight": [1, 1, -2, 1]}, ValueError, r"class_weight\[2\] is -2, expected a finite weight of at least 0"),
     ("class_weight of text", LOGITS, LABELS, {"class_weight": ["a"] * 4}, TypeError, r"class_weight must be numbers, got dtype <U1"),
     ("ignore_index", LOGITS, LABELS, {"ignore_index": 1.5}, TypeError, r"ignore_index must be an integer or None, got 1.5"),
-    ("backend", LOGITS, LABELS, {"backend": "cuda"}, ValueError, r"backend must be None or one of 'numpy', got 'cuda'"),
+    ("backend", LOGITS, LABELS, {"backend": "cuda"}, ValueError, r"backend must be None or one of 'numba', 'numpy', got 'cuda'"),
 ]  # fmt: skip
 
 

@@ -8,6 +8,8 @@ from oracle import assert_close
 
 import gpuxent as gx
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 DTYPES = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=lambda d: np.dtype(d).name)
 FORMATS = pytest.mark.parametrize("label_format", ["index", "onehot", "soft"])
 

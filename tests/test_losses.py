@@ -25,6 +25,8 @@ from oracle import cross_entropy_grad as true_grad
 
 import gpuxent as gx
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 DTYPES = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=lambda d: np.dtype(d).name)
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 

@@ -8,6 +8,8 @@ import pytest
 
 import gpuxent as gx
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 ROWS, VOCAB = 1024, 128256
 LIMIT = 32 * 2**20
 

@@ -7,6 +7,8 @@ from oracle import assert_close, log_softmax_rows, logsumexp_rows, softmax_rows
 
 import gpuxent as gx
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 DTYPES = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=lambda d: np.dtype(d).name)
 
 

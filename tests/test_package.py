@@ -5,6 +5,8 @@ import subprocess
 import sys
 import threading
 
+import dask
+import distributed
 import numpy as np
 import pytest
 
@@ -74,6 +76,26 @@ def test_limit_belongs_to_the_context():
         other.join()
         assert thread_count() == 1
     assert seen == [thread_count()]
+
+
+def count_threads(_=None):
+    from gpuxent.backends._threads import thread_count
+
+    return thread_count()
+
+
+def test_one_thread_inside_tasks_of_dask():
+    tasks = [dask.delayed(count_threads)(i) for i in range(8)]
+    assert dask.compute(*tasks, scheduler="threads") == (1,) * 8
+    with gx.threads(3):
+        assert dask.compute(*tasks, scheduler="threads") == (3,) * 8  # who says a number gets it
+    assert count_threads() == len(os.sched_getaffinity(0))
+
+
+def test_one_thread_on_workers_of_distributed():
+    with distributed.Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None) as client:
+        assert client.gather(client.map(count_threads, range(4))) == [1] * 4
+        assert count_threads() == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

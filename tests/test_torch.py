@@ -10,6 +10,8 @@ from makers import class_weight, soft_labels
 
 import gpuxent as gx
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 ROWS, VOCAB = 24, 333
 
 

@@ -10,6 +10,8 @@ losses.
         `label_logit` where the slice is not the whole vocabulary)
     logit_grad(logits, labels, stats, weights, vocab_start=0, *, spread, transform, out) -> dlogits
         one read, one write, in the logits' dtype; `out` may be `logits`
+    row_stats_and_grad(logits, labels, weights, *, spread, transform, also, out) -> (RowStats, dlogits)
+        both, for rows with the whole vocabulary
     log_probs(logits, stats) -> log softmax, in the logits' dtype
     pair_stats(p, q, p_stats, q_stats, *, divergence) -> PairStats
         sums over two models' rows: logits with their stats, or probabilities without
@@ -29,16 +31,20 @@ And what lets one piece of code serve arrays in memory and lazy ones:
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
-BACKENDS = ("numpy",)  # what `backend=` can name
+BACKENDS = ("numba", "numpy")  # what `backend=` can name
 
 
 def backend_of(array: Any, name: str | None = None) -> Any:
     """The backend that owns the array's type; `name` picks among those that can work on it.
 
-    Each is imported only when an array of its kind turns up. For a Dask array the name is that of the backend of its
-    blocks.
+    Each is imported only when an array of its kind turns up. Arrays in memory go to Numba where it is installed, else
+    to NumPy. For a Dask array the name is that of the backend of its blocks.
     """
     if name is not None and name not in BACKENDS:
         raise ValueError(f"backend must be None or one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
@@ -46,11 +52,32 @@ def backend_of(array: Any, name: str | None = None) -> Any:
         from gpuxent.backends._dask import DaskBackend
 
         return DaskBackend(name)
-    from gpuxent.backends import _numpy
+    return _in_memory(name)
 
-    return _numpy
+
+@cache
+def _in_memory(name: str | None) -> Any:
+    if name == "numba" and not has_numba():
+        raise ModuleNotFoundError("backend 'numba' needs Numba, which is not installed: pip install 'gpuxent[cpu]'")
+    if name == "numba" or (name is None and has_numba()):
+        try:
+            return import_module("gpuxent.backends._numba")
+        except ImportError as error:  # a version that does not go with this NumPy, say
+            if name == "numba":
+                raise
+            warnings.warn(f"Numba is installed but cannot be loaded ({error}); using NumPy", RuntimeWarning, 2)
+    return import_module("gpuxent.backends._numpy")
+
+
+def has_numba() -> bool:
+    return find_spec("numba") is not None
 
 
 def is_dask(array: Any) -> bool:
     """By the modules of its type, so that Dask is not imported to find out."""
-    return any(kind.__module__.partition(".")[0] == "dask" for kind in type(array).__mro__)
+    return _of_dask(type(array))  # type: ignore[arg-type]  # types are hashable
+
+
+@cache
+def _of_dask(kind: type) -> bool:
+    return any(base.__module__.partition(".")[0] == "dask" for base in kind.__mro__)

@@ -96,6 +96,20 @@ class DaskBackend:
 
         return self._rowwise(grad, logits, labels, _needed(stats), weights, _cut(spread, logits))
 
+    def row_stats_and_grad(
+        self,
+        logits: da.Array,
+        labels: da.Array | None,
+        weights: GradWeights,
+        *,
+        spread: Spread | None = None,
+        transform: Transform = IDENTITY,
+        also: Sequence[str] = (),
+        out: None = None,
+    ) -> tuple[RowStats, da.Array]:
+        stats = self.row_stats(logits, labels, spread=spread, transform=transform, also=also)
+        return stats, self.logit_grad(logits, labels, stats, weights, spread=spread, transform=transform)
+
     def log_probs(self, logits: da.Array, stats: RowStats) -> da.Array:
         def log_probs(backend: Any, logits: Any, _labels: Any, _start: int, stats: Any) -> Any:
             return backend.log_probs(logits, stats)
@@ -364,7 +378,7 @@ def _needed(stats: RowStats | None) -> RowStats | None:
     """Only what a second read of the rows uses: the other fields need not travel."""
     if stats is None:
         return None
-    needed = {"max": stats.max, "rest": stats.rest, "label_logit": stats.label_logit}
+    needed = {name: getattr(stats, name) for name in ("max", "rest", "label_logit", "spread_weight")}
     return RowStats(**vars(RowStats.identity()) | needed)
 
 

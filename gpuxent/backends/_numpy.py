@@ -30,6 +30,7 @@ __all__ = [
     "onehot_sums",
     "pair_stats",
     "row_stats",
+    "row_stats_and_grad",
     "row_sums",
     "take_label",
     "total",
@@ -206,20 +207,20 @@ def logit_grad(
     transform: Transform = IDENTITY,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """dlogits = (softmax_weight * softmax - label_weight * onehot - spread_weight * spread) * slope of the
-    transform."""
+    """The gradient that `GradWeights` describes, times the slope of the transform."""
     out = np.empty(logits.shape, logits.dtype) if out is None else out
     dtype = work_dtype(logits.dtype, transform)
     top, rest = stats.max.ravel(), stats.rest.ravel()
-    softmax_weight, label_weight, spread_weight = (
-        w.ravel() for w in (weights.softmax_weight, weights.label_weight, weights.spread_weight)
-    )
-    off = (softmax_weight == 0) & (label_weight == 0) & (spread_weight == 0)
+    label_weight, spread_weight, lse_weight = (w.ravel() for w in (weights.label, weights.spread, weights.lse))
+    off = (label_weight == 0) & (spread_weight == 0) & (lse_weight == 0)
     with np.errstate(all="ignore"):
+        softmax_weight = label_weight + spread_weight * stats.spread_weight.ravel()
+        softmax_weight += np.where(lse_weight == 0, 0.0, lse_weight * (top + np.log1p(rest)))
+        softmax_weight[top == -np.inf] = np.nan  # no distribution, no gradient
         factor = (softmax_weight / (1.0 + rest)).astype(dtype)
     if labels is not None:
         column = labels.ravel() - vocab_start
-        label_entry = _label_entry(labels, stats, weights, spread, vocab_start, transform)
+        label_entry = _label_entry(labels, stats, softmax_weight, weights, spread, vocab_start, transform)
 
     def work(at: slice, columns: slice, views: list[Any], buffers: list[np.ndarray]) -> None:
         tile, soft, target = views
@@ -253,6 +254,7 @@ def logit_grad(
 def _label_entry(
     labels: np.ndarray,
     stats: RowStats,
+    softmax_weight: np.ndarray,
     weights: GradWeights,
     spread: Spread | None,
     vocab_start: int,
@@ -263,18 +265,32 @@ def _label_entry(
     label_logit, top, rest = stats.label_logit.ravel(), stats.max.ravel(), stats.rest.ravel()
     with np.errstate(all="ignore"):
         one_minus_p = np.where(label_logit == top, rest, 1.0 + rest - exp_difference(label_logit, top)) / (1.0 + rest)
-        push, pull = weights.softmax_weight.ravel(), weights.label_weight.ravel()
-        entry = (push - pull) - push * one_minus_p
+        entry = (softmax_weight - weights.label.ravel()) - softmax_weight * one_minus_p
         if spread is not None:
             base: Any = spread.base
             if np.ndim(base):
                 local, _ = _local(labels.ravel(), vocab_start, base.size)
                 base = base[local]
-            entry = entry - weights.spread_weight.ravel() * base
+            entry = entry - weights.spread.ravel() * base
         entry /= transform.temperature
         if transform.softcap is not None:
             entry *= 1.0 - (label_logit * transform.temperature / transform.softcap) ** 2
     return entry
+
+
+def row_stats_and_grad(
+    logits: np.ndarray,
+    labels: np.ndarray | None,
+    weights: GradWeights,
+    *,
+    spread: Spread | None = None,
+    transform: Transform = IDENTITY,
+    also: Sequence[str] = (),
+    out: np.ndarray | None = None,
+) -> tuple[RowStats, np.ndarray]:
+    """Both, in two reads."""
+    stats = row_stats(logits, labels, spread=spread, transform=transform, also=also)
+    return stats, logit_grad(logits, labels, stats, weights, spread=spread, transform=transform, out=out)
 
 
 def log_probs(logits: np.ndarray, stats: RowStats) -> np.ndarray:
@@ -321,6 +337,6 @@ def map_rows(
 
 def total(values: np.ndarray, denominator: float = 1.0) -> np.float64:
     """The exact sum of all entries over the denominator, rounded once; NaN over 0."""
-    if values.dtype.kind in "biu":
-        return np.float64(np.sum(values, dtype=np.int64) / denominator)
+    if values.dtype.kind == "b":
+        return np.float64(np.count_nonzero(values) / denominator)
     return np.float64(ExactSum.of(values).divided_by(denominator))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from itertools import pairwise
+from threading import current_thread, main_thread
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -20,8 +22,9 @@ _pool: ThreadPoolExecutor | None = None
 def threads(n: int) -> Iterator[None]:
     """Limit the CPU threads that one gpuxent call uses, for the calls made inside the `with` block.
 
-    n: at least 1. The default is the number of cores this process may use; inside the tasks of a Dask graph it is 1,
-    since Dask runs one task per core already. The limit belongs to the current thread or task (a context variable).
+    n: at least 1. The default is the number of cores this process may use; inside a task of Dask (on threads, or on a
+    distributed worker) it is 1, since Dask runs one task per core already. The limit belongs to the current thread or
+    task (a context variable).
     Raises ValueError if n is no positive integer.
 
     >>> import gpuxent, numpy as np
@@ -39,7 +42,23 @@ def threads(n: int) -> Iterator[None]:
 
 
 def thread_count() -> int:
-    return _limit.get() or available_cores()
+    return _limit.get() or (1 if _in_dask_task() else available_cores())
+
+
+def _in_dask_task() -> bool:
+    """Does a scheduler of Dask run this thread, beside others that keep the other cores busy?
+
+    Each of them is asked only if it is loaded.
+    """
+    distributed = sys.modules.get("distributed.worker")
+    if distributed is not None:
+        with suppress(ValueError):  # this is no task
+            return distributed.get_worker() is not None
+    threaded, thread = sys.modules.get("dask.threaded"), current_thread()
+    if threaded is None or thread is main_thread():
+        return False
+    pools = [threaded.default_pool, *(pool for pools in list(threaded.pools.values()) for pool in pools.values())]
+    return any(thread.name.startswith(f"{pool._thread_name_prefix}_") for pool in pools if pool is not None)
 
 
 def available_cores() -> int:

@@ -37,7 +37,7 @@ def score_rows(logits: Any, labels: Any, **options: Any) -> RowScores:
 
 
 def _scores(stats: Any, labels: np.ndarray) -> tuple[np.ndarray, ...]:
-    loss, _ = _row_loss.row_losses(stats, labels, 1.0, smoothing=0.0, z_loss=0.0)
+    loss, _ = _row_loss.row_losses(stats, labels, 1.0, smoothing=0.0, z_loss=0.0, has_spread=False)
     return labels != IGNORED, loss, _row_loss.entropy(stats), stats.rank, 1.0 / (1.0 + stats.rest)
 
 
