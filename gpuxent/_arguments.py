@@ -185,9 +185,8 @@ def one_of(value: Any, name: str, allowed: tuple[str, ...]) -> str:
 
 def number(value: Any, name: str, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
     """A finite number in [low, high], or (low, high] with open_low."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
-        kind: type[Exception] = TypeError
-    else:
+    kind: type[Exception] = TypeError
+    if isinstance(value, float) or (isinstance(value, Real) and not isinstance(value, (bool, np.bool_))):
         found, kind = float(value), ValueError
         if math.isfinite(found) and found <= high and (found > low if open_low else found >= low):
             return found
@@ -293,8 +292,10 @@ def class_labels(
     `start` is the index of the first of these labels in the whole array, here and below; `offset` that of a whole array
     which is itself a block of a larger one.
     """
-    ignored = np.zeros(values.shape, bool) if ignore is None else values == ignore
     valid = (values >= 0) & (values < vocab)
+    if np.count_nonzero(valid) == values.size and not (ignore is not None and 0 <= ignore < vocab):
+        return np.array(values, np.int64)  # the common case: nothing is ignored, nothing is wrong
+    ignored = np.zeros(values.shape, bool) if ignore is None else values == ignore
     if check:
         expected = f"a class in [0, {vocab})" + ("" if ignore is None else f" or ignore_index={ignore}")
         first = start if offset is None else tuple(s + o for s, o in zip(start, offset, strict=True))
@@ -363,7 +364,7 @@ def _raise_first(
     error: type[Exception] = ValueError,
 ) -> None:
     """An error about the first bad row, if there is one, under its index in the whole array."""
-    if not bad.any():
+    if not np.count_nonzero(bad):
         return
     place = tuple(int(i) for i in np.argwhere(bad)[0])
     index = [str(i + s) for i, s in zip(place, start, strict=True)] + [":"] * row

@@ -66,14 +66,14 @@ def row_losses(
         share = (1.0 - smoothing) * label_weight
         if np.ndim(share) or share != 1.0:
             # the label of a class at -inf has loss +inf; weight 0 makes even that 0
-            loss = np.where(share == 0, 0.0, share * loss)
-        loss = np.where(labels == NO_LABEL, np.inf, loss)  # an unchecked label is never a plausible loss
+            loss = np.where(np.isnan(log_sum), np.nan, np.where(share == 0, 0.0, share * loss))
     if has_spread:
-        loss = loss + stats.spread_gap + np.where(stats.spread_weight == 0, 0.0, stats.spread_weight * log_sum)
-    loss = np.where(np.isnan(log_sum), np.nan, loss)
-    ignored = labels == IGNORED
-    loss[ignored] = 0.0
-    z = np.zeros_like(loss) if not z_loss else np.where(ignored, 0.0, z_loss * (stats.max + log_sum) ** 2)
+        spread = np.where(stats.spread_weight == 0, 0.0, stats.spread_weight * log_sum)
+        loss = np.where(np.isnan(log_sum), np.nan, loss + stats.spread_gap + spread)
+    z = z_loss * (stats.max + log_sum) ** 2 if z_loss else np.zeros(np.shape(log_sum))
+    if label_weight is not None and np.count_nonzero(labels < 0):
+        loss = np.where(labels == NO_LABEL, loss + np.inf, loss)  # an unchecked label is never a plausible loss
+        loss, z = (np.where(labels == IGNORED, 0.0, values) for values in (loss, z))
     return loss, z
 
 
@@ -89,7 +89,7 @@ def losses_from_probs(p_label: Array, labels: Array, label_weight: Array) -> Arr
 
 def log_of_sum(stats: RowStats) -> Array:
     """lse - max = log1p(rest); NaN for a row that is all -inf, or has a NaN or +inf."""
-    return np.where(stats.max == -np.inf, np.nan, np.log1p(stats.rest))
+    return np.log1p(stats.rest) + 0.0 * stats.max  # 0 * -inf is the NaN that is wanted
 
 
 def grad_weights(

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpuxent import _arguments as arguments
 from gpuxent import _row_loss
-from gpuxent._records import Array, GradWeights, RowStats
+from gpuxent._records import Array, GradWeights
 from gpuxent.backends import backend_of
 
 
@@ -46,9 +46,8 @@ def softmax(logits: Array, *, axis: int = -1, backend: str | None = None) -> Arr
     array([0.8808, 0.1192, 0.    ])
     """
     rows, owner = _rows(logits, axis, backend)
-    stats = owner.row_stats(rows)
-    weights = GradWeights(*owner.map_rows(_softmax_alone, stats, outputs=3))  # no label: nothing is taken off
-    return _back(owner.logit_grad(rows, None, stats, weights), axis)
+    weights = GradWeights(*owner.map_rows(_softmax_alone, owner.unlabelled(rows), outputs=3))
+    return _back(owner.row_stats_and_grad(rows, None, weights)[1], axis)
 
 
 def log_softmax(logits: Array, *, axis: int = -1, backend: str | None = None) -> Array:
@@ -64,10 +63,10 @@ def log_softmax(logits: Array, *, axis: int = -1, backend: str | None = None) ->
     return _back(owner.log_probs(rows, owner.row_stats(rows)), axis)
 
 
-def _softmax_alone(stats: RowStats) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The GradWeights that leave just the softmax."""
-    zeros = np.zeros_like(stats.rest)
-    return np.ones_like(zeros), zeros, zeros
+def _softmax_alone(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The GradWeights that leave just the softmax of rows without a label."""
+    zeros = np.zeros(labels.shape)
+    return np.ones(labels.shape), zeros, zeros
 
 
 def _rows(logits: Any, axis: Any, backend: str | None) -> tuple[Array, Any]:

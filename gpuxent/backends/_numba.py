@@ -64,7 +64,7 @@ LIKE = {
     )
 }
 BLOCK = 1 << 18  # elements of rows that are copied at a time, where the loops cannot read them as they are
-FEW = 1 << 17  # elements for which another thread costs more than it does
+FEW = 1 << 20  # elements for which to wake another thread costs as much as it saves
 
 if hasattr(os, "register_at_fork"):  # a child forked while another thread compiles would wait for it for ever
     os.register_at_fork(
@@ -108,11 +108,10 @@ class Rows:
 
 
 def _addresses(array: np.ndarray) -> np.ndarray:
-    *outer, (size, stride) = zip(array.shape[:-1], array.strides[:-1], strict=True)
-    addresses = np.arange(size) * stride + array.__array_interface__["data"][0]
-    for size, stride in reversed(outer):
-        addresses = np.arange(size)[:, None] * stride + addresses
-        addresses = addresses.ravel()
+    """Of every row, in order."""
+    addresses = np.array([array.__array_interface__["data"][0]])
+    for size, stride in zip(array.shape[:-1], array.strides[:-1], strict=True):
+        addresses = (addresses[:, None] + np.arange(size) * stride).ravel() if size != 1 else addresses
     return addresses
 
 
@@ -255,7 +254,7 @@ class _Job:
         self.rows = Rows(logits)
         self.sources = [self.rows]
         self.logits = (self.rows.addresses, self.rows.like, self.rows.columns)
-        self.labels = np.full(self.rows.count, NO_LABEL) if labels is None else np.ravel(labels) - vocab_start
+        self.labels = np.full(self.rows.count, NO_LABEL) if labels is None else labels.ravel() - vocab_start
         self.transform = None if transform.is_identity else (transform.softcap or 0.0, float(transform.temperature))
         self.tile = self.rows.like if self.transform is None else LIKE[np.dtype(np.float64)]
         self.dtype = np.float64 if self.tile.itemsize == 8 else np.float32

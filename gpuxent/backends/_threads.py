@@ -88,7 +88,8 @@ def run(work: Callable[[Sequence[Item]], None], items: Sequence[Item]) -> None:
         drain()
     finally:
         for helper in helpers:
-            helper.result()
+            if not helper.cancel():  # who has not even woken up is not waited for
+                helper.result()
 
 
 def _executor() -> ThreadPoolExecutor:
