@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -46,14 +46,14 @@ class Rows:
         """Check everything; `first_row` is where these rows lie in a larger array, for messages."""
         logits = arguments.rows(logits, "logits")
         vocab = logits.shape[-1]
-        options = LossOptions(
-            arguments.class_weight(class_weight, vocab),
-            arguments.ignore_index(ignore_index),
-            arguments.number(label_smoothing, "label_smoothing", 0, 1),
-            arguments.number(z_loss, "z_loss", 0),
-            arguments.transform(softcap, temperature),
-            arguments.one_of(reduction, "reduction", arguments.REDUCTIONS),
-        )
+        weight = arguments.class_weight(class_weight, vocab)
+        scalars = (ignore_index, label_smoothing, z_loss, softcap, temperature, reduction)
+        try:
+            options = _options_seen(*scalars)
+        except TypeError:  # one that cannot be hashed
+            options = _options(*scalars)
+        if weight is not None:
+            options = replace(options, class_weight=weight)
         labels, soft = arguments.labels(labels, logits)
         owner = backend_of(logits, backend)
         labels = owner.laid_out_as(logits, labels)
@@ -125,6 +125,23 @@ class Rows:
         return self.backend.row_stats_and_grad(
             self.logits, self.labels, weights, spread=self.spread, transform=options.transform, also=also, out=out
         )
+
+
+def _options(
+    ignore_index: Any, label_smoothing: Any, z_loss: Any, softcap: Any, temperature: Any, reduction: Any
+) -> LossOptions:
+    return LossOptions(
+        None,
+        arguments.ignore_index(ignore_index),
+        arguments.number(label_smoothing, "label_smoothing", 0, 1),
+        arguments.number(z_loss, "z_loss", 0),
+        arguments.transform(softcap, temperature),
+        arguments.one_of(reduction, "reduction", arguments.REDUCTIONS),
+    )
+
+
+# Most calls have options that another had: of a call on one row, these checks are a tenth.
+_options_seen = lru_cache(maxsize=64, typed=True)(_options)
 
 
 def reduced(owner: Any, losses: Array, counted: Array, reduction: str, dtype: type) -> Any:

@@ -131,7 +131,7 @@ def _over_rows(call: Callable[[int, int], None], sources: Sequence[Rows], target
                 target.write(first, last, result)
             del held
 
-    if count * columns >= FEW:
+    if count * columns >= (FEW if target is None else FEW // 2):
         _threads.run(group, range(count))
     elif count:
         group(range(count))

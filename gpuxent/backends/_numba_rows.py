@@ -5,7 +5,7 @@
   arithmetic, and nothing waits for a maximum.
 - That loop need not know the maximum, because it scales by a power of two, which is exact: it computes
   exp(x) * 2**-power from x itself. No difference x - max is rounded, which would cost a confident row dozens of eps.
-  Only if the guessed power (that of the last tile) turns out to be far off is the tile summed again.
+  Only if the guessed power (that of the last tile, or of the first logit) is far off is the tile summed again.
 - `rest` leaves the maximum out. A tile that raises the row's maximum takes its own term off its sum, or, where that
   term is most of it, is summed again without it.
 - The order of additions in a row is fixed by the row: its bits depend on no other row, no thread and no option.
@@ -76,6 +76,8 @@ def _measure(i, logits, labels, ranked, spread, transform, also, tiles, record):
     )  # sums are scaled by exp(-shift) * 2**-power; factor makes them relative to top
     for start in range(0, columns, TILE):
         tile = tile_at(rows[i], like, start, columns, scratch, transform)
+        if start == 0:
+            power = power_for(load(tile, 0))  # a first guess
         total, high = sum_and_top(tile, padding, shift, power)
         if np.isfinite(high) and (abs(power_for(high) - power) > STEP or shift_for(high) != shift):
             shift, power = shift_for(high), power_for(high)
@@ -89,7 +91,7 @@ def _measure(i, logits, labels, ranked, spread, transform, also, tiles, record):
                 behind, lost = behind * down, lost * down
             rest = total * factor - 1.0
             if rest < 1.0:  # the maximum is most of the sum
-                rest = rest_of(tile, padding, top, shift, power)
+                rest = rest_of(tile, padding, top, shift, power, factor)
             rest, lost = plus(rest, lost, behind)  # 0 before the first tile, and a NaN stays
             if want_argmax:
                 argmax = start + first_equal(tile, work(tile, top))

@@ -248,15 +248,17 @@ def sum_without(tile, padding, top, shift, power):
 
 
 @inner
-def rest_of(tile, padding, top, shift, power):
-    """Sum of exp(x - top) over all but one of the elements equal to `top`, the largest."""
+def rest_of(tile, padding, top, shift, power, factor):
+    """Sum of exp(x - top) over all but one of the elements equal to `top`, the largest. `factor` belongs to shift and
+    power."""
     total, equals = sum_without(tile, padding, top, shift, power)
     if equals == 1 and total < SMALL:  # all others are so far below that some may have been lost
         second = _second(tile, work(tile, top))
         if second > -np.inf:
             shift, power = shift_for(second), power_for(second)
             total, equals = sum_without(tile, padding, top, shift, power)
-    return total * unscale(shift, power, top) + (equals - 1)
+            factor = unscale(shift, power, top)
+    return total * factor + (equals - 1)
 
 
 def prepared(source, scratch, transform):
