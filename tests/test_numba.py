@@ -190,6 +190,11 @@ def test_a_numba_that_cannot_be_loaded_is_warned_of(monkeypatch):
         backends._in_memory.cache_clear()
 
 
+def test_numba_that_may_not_compile_is_not_used():
+    code = "import warnings, numpy, gpuxent; warnings.simplefilter('ignore'); print(gpuxent.softmax(numpy.zeros(2)))"
+    assert run(code, NUMBA_DISABLE_JIT="1") == ["[0.5", "0.5]"]
+
+
 # ---- the cache on disk ----
 
 SCORE = """

@@ -156,7 +156,7 @@ def row_stats(
     if "rank" in also:
         ranked = job.label_logits() if label_logit is None else np.array(label_logit, np.float64).ravel()
     flags = ("argmax" in also, "moment" in also)
-    record = np.empty((len(FIELDS), job.rows.count))
+    record = np.zeros((len(FIELDS), job.rows.count))
 
     def call(first: int, last: int) -> None:
         _numba_rows.measure_rows(first, last, job.logits, job.labels, ranked, job.how, flags, job.tiles(), record)
@@ -209,7 +209,7 @@ def row_stats_and_grad(
     """Both, in one read of memory: a row's second read finds it in the cache."""
     out = np.empty(logits.shape, logits.dtype) if out is None else out
     job, target = _Job(logits, labels, 0, spread, transform), Rows(out)
-    record, pushes = np.empty((len(FIELDS), job.rows.count)), _stacked(weights, job.rows.count)
+    record, pushes = np.zeros((len(FIELDS), job.rows.count)), _stacked(weights, job.rows.count)
     flags = ("argmax" in also, "moment" in also)
 
     def call(first: int, last: int) -> None:

@@ -57,8 +57,10 @@ FIELDS = MAX, REST, LABEL_LOGIT, SPREAD_GAP, SPREAD_WEIGHT, ARGMAX, MOMENT, RANK
 
 @entry
 def measure_rows(first, last, logits, labels, ranked, how, also, tiles, record):
-    """Fill the record of rows first to last. `ranked` are the logits that the rank is wanted of, or None; `also`: are
-    argmax and moment wanted?"""
+    """Fill the record of rows first to last, as far as is asked for.
+
+    `ranked` are the logits that the rank is wanted of, or None. `also`: are argmax and moment wanted?
+    """
     for i in range(first, last):
         _measure(i, logits, labels, ranked, how[0], how[1], also, tiles, record)
 
@@ -86,13 +88,15 @@ def _measure(i, logits, labels, ranked, spread, transform, also, tiles, record):
         before, behind = top, 1.0 + rest
         if high > top:
             top, factor = high, unscale(shift, power, high) if high < np.inf else np.nan
-            if before > -np.inf:
-                down = unscale(before, 0.0, top)
-                behind, lost = behind * down, lost * down
             rest = total * factor - 1.0
             if rest < 1.0:  # the maximum is most of the sum
                 rest = rest_of(tile, padding, top, shift, power, factor)
-            rest, lost = plus(rest, lost, behind)  # 0 before the first tile, and a NaN stays
+            if before > -np.inf:
+                down = unscale(before, 0.0, top)
+                behind, lost = behind * down, lost * down
+                rest, lost = plus(rest, lost, behind)
+            else:
+                rest += behind  # 0, or NaN
             if want_argmax:
                 argmax = start + first_equal(tile, work(tile, top))
         else:
@@ -119,9 +123,16 @@ def _measure(i, logits, labels, ranked, spread, transform, also, tiles, record):
     rest += lost
     if rest != rest and has_nan(elements(rows[i], like, 0, columns)):
         top = np.nan
+    record[MAX, i], record[REST, i] = top, rest
     record[LABEL_LOGIT, i] = _label_logit(i, logits, labels, scratch, transform)
-    record[MAX, i], record[REST, i], record[ARGMAX, i], record[MOMENT, i] = top, rest, argmax, moment
-    record[SPREAD_GAP, i], record[SPREAD_WEIGHT, i], record[RANK, i] = gap, weight, rank
+    if want_argmax:
+        record[ARGMAX, i] = argmax
+    if want_moment:
+        record[MOMENT, i] = moment
+    if spread is not None:
+        record[SPREAD_GAP, i], record[SPREAD_WEIGHT, i] = gap, weight
+    if ranked is not None:
+        record[RANK, i] = rank
 
 
 @entry
@@ -133,10 +144,12 @@ def label_logits(first, last, logits, labels, transform, tiles, out):
 
 @inner
 def _label_logit(i, logits, labels, scratch, transform):
-    """Taken from the label's tile, so that it has the very bits that the row's maximum is taken of."""
+    """Transformed with its tile, so that it has the very bits that the row's maximum is taken of."""
     rows, like, columns = logits
     if not 0 <= labels[i] < columns:
         return -np.inf
+    if transform is None:
+        return np.float64(load(elements(rows[i], like, labels[i], 1), 0))
     start = labels[i] - labels[i] % TILE
     return np.float64(load(tile_at(rows[i], like, start, columns, scratch, transform), labels[i] - start))
 
