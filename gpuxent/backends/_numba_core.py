@@ -14,7 +14,7 @@ from numba import carray, config, njit, types
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic, overload
 
-if config.DISABLE_JIT:
+if config.DISABLE_JIT:  # type: ignore[attr-defined]
     raise ImportError("NUMBA_DISABLE_JIT is set, and these loops exist only compiled")
 
 f32, f64, i32, i64, u32, u64 = np.float32, np.float64, np.int32, np.int64, np.uint32, np.uint64

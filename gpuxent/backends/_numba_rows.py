@@ -71,11 +71,8 @@ def _measure(i, logits, labels, ranked, spread, transform, also, tiles, record):
     want_argmax, want_moment = also
     scratch, padding, weights, _ = tiles
     top, rest, lost, argmax, moment, rank, gap, weight = -np.inf, -1.0, 0.0, 0, 0.0, 0, 0.0, 0.0
-    shift, power, factor = (
-        0.0,
-        0.0,
-        0.0,
-    )  # sums are scaled by exp(-shift) * 2**-power; factor makes them relative to top
+    # Sums of exp are scaled by exp(-shift) * 2**-power; `factor` makes them relative to the top.
+    shift, power, factor = 0.0, 0.0, 0.0
     for start in range(0, columns, TILE):
         tile = tile_at(rows[i], like, start, columns, scratch, transform)
         if start == 0:
@@ -103,21 +100,10 @@ def _measure(i, logits, labels, ranked, spread, transform, also, tiles, record):
             rest, lost = plus(rest, lost, total * factor)
         if want_moment and high > -np.inf:
             below = moment_of(tile, high, shift, power) * factor
-            if high > before:
-                if before > -np.inf:
-                    moment = moment * unscale(before, 0.0, top) + (before - top) * behind
-                moment -= below
-            else:
-                moment += (high - top) * total * factor - below
+            moment = _moment_with(moment, below, before, behind, high, total * factor)
         if spread is not None:
-            here = weights[: tile.size]
-            spread_tile(spread, i, start, here)
-            more_gap, more = gap_sums(tile, high, here)
-            if high > before and before > -np.inf and weight != 0.0:
-                gap += weight * (top - before)
-            elif -np.inf < high < top and more != 0.0:
-                more_gap += more * (top - high)
-            gap, weight = gap + more_gap, weight + more
+            spread_tile(spread, i, start, weights[: tile.size])
+            gap, weight = _gap_with(gap, weight, before, high, *gap_sums(tile, high, weights[: tile.size]))
         if ranked is not None:
             rank += classes_before(tile, work(tile, ranked[i]), labels[i] - start)
     rest += lost
@@ -133,6 +119,30 @@ def _measure(i, logits, labels, ranked, spread, transform, also, tiles, record):
         record[SPREAD_GAP, i], record[SPREAD_WEIGHT, i] = gap, weight
     if ranked is not None:
         record[RANK, i] = rank
+
+
+@inner
+def _moment_with(moment, below, before, behind, high, total):
+    """The moment relative to the larger of two tops: `before`, of the row so far, and `high`, of a tile.
+
+    `below`: the tile's sum of exp * (high - x). `behind`: the sum of exp of the row so far, `total`: of the tile, both
+    relative to the larger top.
+    """
+    if high <= before:
+        return moment + ((high - before) * total - below)
+    if before == -np.inf:
+        return -below
+    return moment * unscale(before, 0.0, high) + (before - high) * behind - below
+
+
+@inner
+def _gap_with(gap, weight, before, high, tile_gap, tile_weight):
+    """(spread gap, spread weight) of the row so far, whose top is `before`, and a tile, whose top is `high`."""
+    if before > -np.inf and high > before and weight != 0.0:
+        gap += weight * (high - before)
+    if high > -np.inf and before > high and tile_weight != 0.0:
+        gap += tile_weight * (before - high)
+    return gap + tile_gap, weight + tile_weight
 
 
 @entry
