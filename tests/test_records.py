@@ -16,17 +16,23 @@ from oracle import entropy as true_entropy
 
 from gpuxent import _row_loss
 from gpuxent._records import NO_CLASS, ExactSum, PairStats, RowStats, Spread
-from gpuxent.backends import _numpy
+from gpuxent.backends import backend_of
 from gpuxent.evaluation.totals import Totals
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 ALSO = ("argmax", "moment")
+
+
+def row_stats(x, *arguments, **options):
+    return backend_of(x).row_stats(x, *arguments, **options)
 
 
 def stats_of(x, labels, soft, start=0, stop=None):
     """RowStats of some columns, asked for everything."""
     columns = slice(start, stop)
     spread = Spread(np.ascontiguousarray(soft[:, columns]), 0.5, 0.125)
-    return _numpy.row_stats(x[:, columns], labels, start, spread=spread, also=ALSO)
+    return row_stats(x[:, columns], labels, start, spread=spread, also=ALSO)
 
 
 def assert_same(a, b, eps=0.0):
@@ -86,13 +92,13 @@ def test_merge_all_is_left_to_right():
 def test_a_nan_survives_every_merge():
     for bad in (np.nan, np.inf):
         x = np.array([[0.0, bad, -np.inf, -np.inf, 1e30]])
-        parts = [_numpy.row_stats(x[:, i : i + 1], None, i) for i in range(5)]
+        parts = [row_stats(x[:, i : i + 1], None, i) for i in range(5)]
         assert np.isnan(RowStats.merge_all(parts).rest).all()
         assert np.isnan(RowStats.merge_all(parts[::-1]).rest).all()
 
 
 def test_identity_is_what_an_all_masked_slice_leaves():
-    masked, nothing = _numpy.row_stats(np.full((2, 7), -np.inf), None), RowStats.identity((2,))
+    masked, nothing = row_stats(np.full((2, 7), -np.inf), None), RowStats.identity((2,))
     for name in ("max", "rest", "label_logit", "spread_gap", "moment"):
         assert np.array_equal(getattr(masked, name), getattr(nothing, name))
     assert (nothing.argmax == NO_CLASS).all()
@@ -102,7 +108,7 @@ def test_identity_is_what_an_all_masked_slice_leaves():
 def test_argmax_rank_and_entropy(dtype):
     x = logits(48, 700, dtype, seed=1)
     labels = np.random.default_rng(0).integers(0, 700, 48)
-    stats = _numpy.row_stats(x, labels, also=("argmax", "moment", "rank"))
+    stats = row_stats(x, labels, also=("argmax", "moment", "rank"))
     assert np.array_equal(stats.argmax, argmax_rows(x))
     assert np.array_equal(stats.rank, label_ranks(x, labels))
     assert_close(_row_loss.entropy(stats), true_entropy(x), 8, np.float32 if dtype != np.float64 else dtype)
@@ -110,7 +116,7 @@ def test_argmax_rank_and_entropy(dtype):
 
 def test_rank_breaks_ties_by_index():
     x = np.array([[1.0, 2.0, 2.0, 0.0, -np.inf, -np.inf]] * 6)
-    assert _numpy.row_stats(x, np.arange(6), also=("rank",)).rank.tolist() == [2, 0, 1, 3, 4, 5]
+    assert row_stats(x, np.arange(6), also=("rank",)).rank.tolist() == [2, 0, 1, 3, 4, 5]
 
 
 def test_pair_stats_merge_by_addition():

@@ -21,8 +21,7 @@ losses.
 And what lets one piece of code serve arrays in memory and lazy ones:
 
     map_rows(function, *arguments, outputs, dtype, at): apply a function of vectors and records to the rows; with `at`
-    it is
-        told the index of its first row as `start`
+        it is told the index of its first row as `start`
     total(values, denominator) -> the exact sum of all entries over the denominator, rounded once
     laid_out_as(logits, values): labels or other rows cut up as the logits are
     unlabelled(rows): NO_LABEL for each row
