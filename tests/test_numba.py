@@ -190,9 +190,20 @@ def test_a_numba_that_cannot_be_loaded_is_warned_of(monkeypatch):
         backends._in_memory.cache_clear()
 
 
-def test_numba_that_may_not_compile_is_not_used():
-    code = "import warnings, numpy, gpuxent; warnings.simplefilter('ignore'); print(gpuxent.softmax(numpy.zeros(2)))"
-    assert run(code, NUMBA_DISABLE_JIT="1") == ["[0.5", "0.5]"]
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [("NUMBA_DISABLE_JIT", "1", "only compiled"), ("NUMBA_CPU_NAME", "generic", "no FMA")],
+)
+def test_numba_that_cannot_compile_the_loops_is_not_used(variable, value, reason):
+    code = """
+import warnings, numpy, gpuxent
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    print(gpuxent.softmax(numpy.zeros(2, numpy.float16)), *[warning.message for warning in caught])
+"""
+    printed = " ".join(run(code, **{variable: value}))
+    assert printed.startswith("[0.5 0.5] Numba is installed but cannot be loaded (")
+    assert reason in printed
 
 
 # ---- the cache on disk ----

@@ -5,6 +5,7 @@ Numba has no types for 16-bit floats in memory: bfloat16 comes as uint16, float1
 
 import hashlib
 import math
+import platform
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,10 +13,23 @@ import numpy as np
 from llvmlite import ir
 from numba import carray, config, njit, types
 from numba.core.caching import FunctionCache
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, overload
 
-if config.DISABLE_JIT:  # type: ignore[attr-defined]
-    raise ImportError("NUMBA_DISABLE_JIT is set, and these loops exist only compiled")
+
+def _why_not():
+    """What is missing for these loops, or nothing."""
+    if config.DISABLE_JIT:
+        return "NUMBA_DISABLE_JIT is set, and its loops exist only compiled"
+    given = config.CPU_FEATURES
+    features = (get_host_cpu_features() if given is None else given).split(",")
+    if platform.machine().lower() in ("x86_64", "amd64") and not {"+fma", "+f16c"} <= set(features):
+        return "the CPU that it compiles for has no FMA and F16C"  # LLVM would call functions that are not there
+    return None
+
+
+if reason := _why_not():
+    raise ImportError(reason)
 
 f32, f64, i32, i64, u32, u64 = np.float32, np.float64, np.int32, np.int64, np.uint32, np.uint64
 
@@ -212,6 +226,16 @@ B6, B7, B8 = 0.0013888888946919863954, 0.00019841269486168343956, 2.480148935233
 B9, B10, B11 = 2.7557597179622466854e-6, 2.7631687328466402364e-7, 2.4998995142898356936e-8
 
 
+@intrinsic
+def _fused(typing_context, a, b, c):
+    """a * b + c, rounded once: the accuracy of exp hangs on it, so it is not left to the compiler to contract."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.fma(*arguments)
+
+    return c(c, c, c), generate
+
+
 def scaled_exp(x, shift, power, lowest):
     """exp(x - shift) * 2**-power; exactly 0 for x - shift under `lowest`, so for -inf; NaN for NaN.
 
@@ -234,7 +258,7 @@ def _scaled_exp_32(x, shift, power, lowest):
     magic = MAGIC_32 - power
     t = d * f32(LOG2_E) + magic
     k = t - magic
-    r = d - k * LN_2_32
+    r = _fused(-k, LN_2_32, d)
     r = r - k * LN_2_32_LOW
     p = A4 + r * A5
     p = p * r + A3
@@ -251,7 +275,7 @@ def _scaled_exp_64(x, shift, power, lowest):
     magic = MAGIC_64 - power
     t = d * LOG2_E + magic
     k = t - magic
-    r = d - k * LN_2
+    r = _fused(-k, LN_2, d)
     r = r - k * LN_2_LOW
     return (_expm1_near_0(r) + 1.0) * i64(bits_of(t) << i64(52)).view(np.float64)
 
@@ -278,7 +302,7 @@ def tanh(x):
     d = -100.0 if d < -100.0 else d
     t = d * LOG2_E + MAGIC_64
     k = t - MAGIC_64
-    r = d - k * LN_2
+    r = _fused(-k, LN_2, d)
     r = r - k * LN_2_LOW
     scale = i64(bits_of(t) << i64(52)).view(np.float64)
     m = scale * _expm1_near_0(r) + (scale - 1.0)
