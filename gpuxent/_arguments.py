@@ -153,6 +153,8 @@ def output(out: Any, logits: Array, labels: Any) -> np.ndarray | None:
         raise ValueError(f"out must be an array of shape {logits.shape} and dtype {logits.dtype}, got {found}")
     if not out.flags.writeable:
         raise ValueError("out must be writable, got a read-only array")
+    if _overlaps_itself(out):
+        raise ValueError(f"out must be an array whose entries share no memory, got strides {out.strides}")
     same = (out.__array_interface__["data"], out.strides) == (
         logits.__array_interface__["data"],
         logits.strides,
@@ -162,6 +164,17 @@ def output(out: Any, logits: Array, labels: Any) -> np.ndarray | None:
     if isinstance(labels, np.ndarray) and np.may_share_memory(out, labels):
         raise ValueError("out must share no memory with the labels or targets, got an overlapping view")
     return out
+
+
+def _overlaps_itself(array: np.ndarray) -> bool:
+    """Is an axis' step within what the smaller ones cover? (A few arrays for which that is all right are refused.)"""
+    covered = array.itemsize
+    for stride, size in sorted((abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True)):
+        if size > 1:
+            if stride < covered:
+                return True
+            covered += stride * (size - 1)
+    return False
 
 
 def row_dtype(logits: Array) -> type:
@@ -202,11 +215,14 @@ def ignore_index(value: Any) -> int | None:
     return None if value is None else int(value)
 
 
-def binary_ignore_index(value: Any) -> float | None:
-    """Targets may be floats, so this may be too."""
+def binary_ignore_index(value: Any, dtype: np.dtype) -> float | None:
+    """Targets may be floats, so this may be too: then it is what it would be among them."""
     if value is not None and (isinstance(value, (bool, np.bool_)) or not isinstance(value, Real)):
         raise TypeError(f"ignore_index must be a number or None, got {value!r}")
-    return None if value is None else float(value)
+    if value is None or dtype.kind in "biu":
+        return None if value is None else float(value)
+    with np.errstate(over="ignore"):
+        return float(np.asarray(value, np.float64).astype(dtype.newbyteorder("=")))
 
 
 def transform(softcap: Any, temperature: Any) -> Transform:

@@ -50,7 +50,9 @@ class Rows:
         scalars = (ignore_index, label_smoothing, z_loss, softcap, temperature, reduction)
         try:
             options = _options_seen(*scalars)
-        except TypeError:  # one that cannot be hashed
+        except TypeError:
+            options = None
+        if options is None:  # one cannot be hashed, or is wrong: this says which
             options = _options(*scalars)
         if weight is not None:
             options = replace(options, class_weight=weight)
@@ -183,7 +185,7 @@ class BinaryRows:
         settings: dict[str, Any] = {
             "pos_weight": arguments.binary_weight(pos_weight, "pos_weight", scores),
             "class_weight": arguments.binary_weight(class_weight, "class_weight", scores),
-            "ignore_index": arguments.binary_ignore_index(ignore_index),
+            "ignore_index": arguments.binary_ignore_index(ignore_index, targets.dtype),
         }
         reduction = arguments.one_of(reduction, "reduction", arguments.REDUCTIONS)
         owner = backend_of(scores, backend)

@@ -140,3 +140,26 @@ def test_errors(home):
         gx.binary_cross_entropy(x, good, pos_weight=np.ones(3))
     with pytest.raises(ValueError, match=r"class_weight\[1\] is -1, expected a finite weight of at least 0"):
         gx.binary_cross_entropy(x, good, class_weight=[0, -1, 0, 0])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("ignore", [0.1, 2.1, -1])
+def test_ignore_index_is_what_it_would_be_among_the_targets(ignore, dtype):
+    x, y = np.array([[1.0, 2.0]]), np.array([[ignore, 1]], dtype)
+    assert_close(gx.binary_cross_entropy(x, y, ignore_index=ignore), np.log1p(np.exp(-2.0)), 4, np.float64)
+
+
+def test_weights_beyond_float32():
+    x, y = np.array([[1.0, 2.0], [-40, -80]], np.float32), np.zeros((2, 2), np.float32)
+    expected = gx.binary_cross_entropy(x, y)
+    assert gx.binary_cross_entropy(x, y, pos_weight=1e39) == pytest.approx(expected, rel=1e-6)
+    assert gx.binary_cross_entropy(x, y, class_weight=1e39) == pytest.approx(1e39 * expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 8191, 8192, 8193])
+def test_a_long_vector(size):
+    x, y = binary_logits((size,), np.float32), binary_targets((size,), np.float32, ignore_index=-1)
+    losses = gx.binary_cross_entropy(x, y, ignore_index=-1, reduction="none")
+    truth = oracle.binary_cross_entropy(x[-3:], y[-3:], ignore_index=-1, reduction="none")
+    assert_close(losses[-3:], truth, 4, np.float32)
+    assert gx.binary_cross_entropy(x, y, ignore_index=-1, reduction="sum") == pytest.approx(losses.sum(dtype=float))

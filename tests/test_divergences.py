@@ -135,3 +135,8 @@ def test_close_models_in_float64(distance, home):
         actual = home.compute(getattr(gx, name)(home.put(p), home.put(q)))
         truth = getattr(oracle, name)(p, q)
         assert (np.abs(actual - truth) < 1e-14 / distance * truth).all()
+
+
+def test_entropy_of_a_row_masked_with_the_least_float():
+    masked = np.array([[0, *[np.finfo(np.float32).min] * 3]], np.float32)
+    assert gx.entropy(masked) == 0

@@ -149,3 +149,11 @@ def test_evaluate():
         gx.evaluate(da.from_array(LOGITS), SOFT)
     with pytest.raises(TypeError, match="logits is a masked array"):
         gx.cross_entropy(da.ma.masked_greater(da.from_array(LOGITS), 1), LABELS)
+
+
+def test_out_that_overlaps_itself():
+    x = np.lib.stride_tricks.as_strided(np.zeros(8, np.float32), (3, 4), (8, 4))
+    with pytest.raises(ValueError, match=r"^out must be an array whose entries share no memory, got strides \(8, 4\)$"):
+        gx.cross_entropy_and_grad(x, [0, 1, 2], out=x)
+    every_other = np.zeros((6, 8), np.float32)[::-2, ::-2]  # any other strides are fine
+    gx.cross_entropy_and_grad(every_other, [0, 1, 2], out=every_other)

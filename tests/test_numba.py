@@ -142,6 +142,33 @@ def test_huge_logits(top):
     assert _numba.row_stats(x).rest == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(("top", "others"), [(0, -88), (-31, -105), (14, -60), (-10, -85)])
+def test_entropy_of_a_confident_row(top, others):
+    x = np.full((1, 100), others, np.float32)
+    x[0, 3] = top
+    with mpmath.workdps(60):
+        weight = mpmath.exp(others - top)
+        total = 1 + 99 * weight
+        expected = float(mpmath.log(total) - 99 * weight * (others - top) / total)
+    assert gx.entropy(x, backend="numba")[0] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("others", "gap", "vocab"), [(10005.763, 6.8359375, 960), (2.923396, 6.889886, 1023)])
+def test_many_equal_logits(others, gap, vocab):
+    x = np.full((1, vocab), others, np.float32)
+    x[0, 0] += np.float32(gap)
+    expected = np.log1p((vocab - 1) * np.exp(float(x[0, 1]) - float(x[0, 0])))
+    loss = gx.cross_entropy(x, [0], backend="numba")
+    assert abs(loss - expected) / expected < 4 * np.finfo(np.float32).eps
+
+
+def test_logits_too_far_apart_for_float64():
+    x = np.array([[1.7e308, -1.7e308]])
+    loss, dlogits = gx.cross_entropy_and_grad(x, [0], backend="numba")
+    assert loss == 0
+    assert (dlogits == 0).all()
+
+
 def test_softmax_is_at_most_1():
     x = np.random.default_rng(0).normal(0, 5, (2000, 50)).astype(np.float32)
     assert gx.softmax(x, backend="numba").max() <= 1
@@ -228,9 +255,26 @@ def run(code, **environment):
 def test_a_second_process_does_not_compile_again(tmp_path):
     assert run(SCORE, NUMBA_CACHE_DIR=str(tmp_path)) == ["0", "1"]
     assert run(SCORE, NUMBA_CACHE_DIR=str(tmp_path)) == ["1", "0"]
-    for file in tmp_path.rglob("*measure_rows*.nbc"):
-        file.write_bytes(b"cut off")
-    assert run(SCORE, NUMBA_CACHE_DIR=str(tmp_path)) == ["0", "1"]
+    for suffix in ("nbc", "nbi"):
+        for file in tmp_path.rglob(f"*measure_rows*.{suffix}"):
+            file.write_bytes(b"")
+        assert run(SCORE, NUMBA_CACHE_DIR=str(tmp_path)) == ["0", "1"]
+        assert run(SCORE, NUMBA_CACHE_DIR=str(tmp_path)) == ["1", "0"]
+
+
+def test_code_for_another_signature_is_not_taken_from_the_cache(tmp_path):
+    """Two processes that save at once can leave an index in which two signatures have one file."""
+    code = """
+import numpy as np, ml_dtypes, gpuxent as gx
+x = np.random.default_rng(0).normal(0, 3, (4, 100)).astype(DTYPE)
+print(gx.cross_entropy(x, [0, 1, 2, 3]).round(6))
+"""
+    bfloat16, float16 = (code.replace("DTYPE", name) for name in ("ml_dtypes.bfloat16", "np.float16"))
+    expected = run(bfloat16, NUMBA_CACHE_DIR=str(tmp_path))
+    run(float16, NUMBA_CACHE_DIR=str(tmp_path))
+    first, second = sorted(tmp_path.rglob("*measure_rows*.nbc"))
+    first.write_bytes(second.read_bytes())
+    assert run(bfloat16, NUMBA_CACHE_DIR=str(tmp_path)) == expected
 
 
 NOWHERE = """

@@ -122,3 +122,13 @@ def test_an_error_in_a_thread_reaches_the_caller():
 
     with gx.threads(2), pytest.raises(RuntimeError, match="in a thread"):
         _threads.run(work, list(range(100)))
+
+
+def test_a_call_while_python_shuts_down():
+    code = """
+import atexit, numpy as np, gpuxent as gx
+x = np.zeros((400, 3000), np.float32)
+for backend in ("numba", "numpy"):
+    atexit.register(lambda backend=backend: print(gx.cross_entropy(x, np.zeros(400, int), backend=backend).round(3)))
+"""
+    assert run(code).split() == ["8.006"] * 2

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -313,6 +313,10 @@ def _stacked(weights: GradWeights, rows: int) -> np.ndarray:
 
 def row_sums(rows: np.ndarray, *, high: float = np.inf, ignore: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(how many entries are not in [0, high], the sum of all) per row; an entry equal to `ignore` is no fault."""
+    if rows.shape[-1] == 1:
+        values = rows[..., 0]
+        fault = ~((values >= 0) & (values <= high)) & (True if ignore is None else values != ignore)
+        return fault.astype(np.int64), values.astype(np.float64)
     source = Rows(rows, np.float64)
     outside, totals = np.empty(source.count, np.int64), np.empty(source.count)
 
@@ -338,6 +342,9 @@ def binary_sums(
     """Sum of the losses over the last axis, and the number of elements that count; float64."""
     if from_probs:
         return _numpy.binary_sums(scores, targets, from_probs=True, **how)
+    if scores.shape[-1] == 1:  # a row of one element is its own sum
+        losses = _binary(scores, targets, np.empty(scores.shape), slope=False, **how)
+        return losses[..., 0], (targets != how["ignore_index"])[..., 0].astype(np.float64)
     job = _BinaryJob(scores, targets, **how)
     sums, counts = np.empty(job.scores.count), np.empty(job.scores.count)
 
@@ -360,6 +367,16 @@ def binary_grad(
 
 
 def _binary(scores: np.ndarray, targets: np.ndarray, out: np.ndarray, *, slope: bool, **how: Any) -> np.ndarray:
+    if scores.shape[-1] == 1 and all(array.flags.c_contiguous for array in (scores, targets, out)):
+        for part, shape in _long_rows(scores.size):
+            x, y, z = (array.reshape(-1)[part].reshape(shape) for array in (scores, targets, out))
+            _binary_rows(x, y, z, slope, how)
+    else:
+        _binary_rows(scores, targets, out, slope, how)
+    return out
+
+
+def _binary_rows(scores: np.ndarray, targets: np.ndarray, out: np.ndarray, slope: bool, how: dict[str, Any]) -> None:
     job, target = _BinaryJob(scores, targets, **how), Rows(out)
 
     def call(first: int, last: int) -> None:
@@ -367,7 +384,24 @@ def _binary(scores: np.ndarray, targets: np.ndarray, out: np.ndarray, *, slope: 
         _numba_binary.binary_rows(first, last, *job.arguments, *result)
 
     _over_rows(call, [job.scores, job.targets], target)
-    return out
+
+
+LONG = 8192  # elements of a row that is made of rows of one
+
+
+def _long_rows(count: int) -> Iterator[tuple[slice, tuple[int, int]]]:
+    """Where rows of one element are read as longer ones, and the shape of these."""
+    whole = count - count % LONG
+    if whole:
+        yield slice(0, whole), (-1, LONG)
+    if whole < count:
+        yield slice(whole, count), (1, -1)
+
+
+def _exceeds_float32(*weights: np.ndarray | float) -> bool:
+    """Could a product of these and a loss be too large or too small for float32?"""
+    sizes = np.abs(np.concatenate([np.ravel(weight) for weight in weights]))
+    return bool(np.any((sizes != 0) & ((sizes < 1e-18) | (sizes > 1e18))))
 
 
 class _BinaryJob:
@@ -377,7 +411,8 @@ class _BinaryJob:
         self, scores: np.ndarray, targets: np.ndarray, *, pos_weight: Any, class_weight: Any, ignore_index: float | None
     ) -> None:
         self.scores, self.targets = Rows(scores), Rows(targets, np.float32 if targets.dtype.kind in "biu" else None)
-        self.dtype = np.float64 if np.float64 in (self.scores.dtype, self.targets.dtype) else np.float32
+        wide = np.float64 in (self.scores.dtype, self.targets.dtype)
+        self.dtype = np.float64 if wide or _exceeds_float32(pos_weight, class_weight) else np.float32
         weights = (per_column(pos_weight, self.dtype), per_column(class_weight, self.dtype))
         ignore = np.nan if ignore_index is None else float(ignore_index)
         self.arguments = (

@@ -19,7 +19,7 @@ from gpuxent.backends._numba_core import (
     scaled_exp,
     work,
 )
-from gpuxent.backends._numba_tiles import TILE, from_column, store_all
+from gpuxent.backends._numba_tiles import LANES, TILE, from_column, store_all
 
 
 @entry
@@ -82,10 +82,14 @@ def _slopes(scores, targets, pos_weight, class_weight, ignore, out):
 
 @laned
 def _sum_and_ignored(losses, targets, ignore):
-    total, count, ignore = work(losses, 0.0), i32(0), work(losses, ignore)
+    count, ignore = i32(0), work(losses, ignore)
     for j in range(targets.size):
-        total += losses[j]
         count = i32(count + (work(losses, load(targets, j)) == ignore))
+    whole = targets.size + -targets.size % LANES
+    losses[targets.size : whole] = 0.0
+    padded, total = losses[:whole], work(losses, 0.0)
+    for j in range(padded.size):
+        total += padded[j]
     return f64(total), count
 
 

@@ -55,14 +55,18 @@ def entry(function):
 class Cache(FunctionCache):
     """Numba's cache on disk, without which all works as well: a full disk or a broken file is no error."""
 
-    def load_overload(self, *arguments):
+    def load_overload(self, signature, *arguments):
         try:
-            return super().load_overload(*arguments)
+            found = super().load_overload(signature, *arguments)
         except Exception:  # whatever pickle finds in a broken file
+            with suppress(OSError):
+                self.flush()
             return None
+        # Two processes that save at once can give one file to two signatures: the code is for the last one.
+        return found if found is not None and found.signature.args == tuple(signature) else None
 
     def save_overload(self, *arguments):
-        with suppress(OSError):
+        with suppress(Exception):  # a full disk, or an index that is no pickle
             super().save_overload(*arguments)
 
     def _index_key(self, *arguments):

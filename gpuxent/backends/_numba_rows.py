@@ -7,7 +7,7 @@
   exp(x) * 2**-power from x itself. No difference x - max is rounded, which would cost a confident row dozens of eps.
   Only if the guessed power (that of the last tile, or of the first logit) is far off is the tile summed again.
 - `rest` leaves the maximum out. A tile that raises the row's maximum takes its own term off its sum, or, where that
-  term is most of it, is summed again without it.
+  would enlarge the sum's error, is summed again without it.
 - The order of additions in a row is fixed by the row: its bits depend on no other row, no thread and no option.
 
 16-bit logits are widened in registers. softcap and temperature go through a float64 tile. Every option adds loops over
@@ -83,11 +83,13 @@ def _measure(i, logits, labels, ranked, spread, transform, also, tiles, record):
             total, high = sum_and_top(tile, padding, shift, power)
             factor = unscale(shift, power, top) if np.isfinite(top) else 0.0
         before, behind = top, 1.0 + rest
+        here_shift, here_power, here_factor = shift, power, factor  # for what else is summed over this tile
         if high > top:
             top, factor = high, unscale(shift, power, high) if high < np.inf else np.nan
+            here_factor = factor
             rest = total * factor - 1.0
-            if rest < 1.0:  # the maximum is most of the sum
-                rest = rest_of(tile, padding, top, shift, power, factor)
+            if rest < 3.0:  # to take the maximum off would enlarge the sum's error
+                rest, here_shift, here_power, here_factor = rest_of(tile, padding, top, shift, power, factor)
             if before > -np.inf:
                 down = unscale(before, 0.0, top)
                 behind, lost = behind * down, lost * down
@@ -99,11 +101,13 @@ def _measure(i, logits, labels, ranked, spread, transform, also, tiles, record):
         else:
             rest, lost = plus(rest, lost, total * factor)
         if want_moment and high > -np.inf:
-            below = moment_of(tile, high, shift, power) * factor
+            below = 0.0  # also where the distance to the others is more than a float holds
+            if here_factor != 0.0:
+                below = moment_of(tile, padding, high, here_shift, here_power) * here_factor
             moment = _moment_with(moment, below, before, behind, high, total * factor)
         if spread is not None:
-            spread_tile(spread, i, start, weights[: tile.size])
-            gap, weight = _gap_with(gap, weight, before, high, *gap_sums(tile, high, weights[: tile.size]))
+            spread_tile(spread, i, start, weights, tile.size)
+            gap, weight = _gap_with(gap, weight, before, high, *gap_sums(tile, padding, high, weights))
         if ranked is not None:
             rank += classes_before(tile, work(tile, ranked[i]), labels[i] - start)
     rest += lost
@@ -208,10 +212,10 @@ def _push(i, logits, labels, spread, transform, tiles, record, pushes, targets):
         out = results[: tile.size]
         probabilities(tile, *scale(tile, shift, power), work(tile, factor), work(tile, softmax_push), out)
         if spread is not None:
-            here, pull = weights[: tile.size], work(tile, spread_push)
-            spread_tile(spread, i, start, here)
+            spread_tile(spread, i, start, weights, tile.size)
+            pull = work(tile, spread_push)
             for j in range(out.size):
-                out[j] -= pull * here[j]
+                out[j] -= pull * weights[j]
         if transform is not None:
             times_slope(tile, transform, out)
         store_all(out, target[start : start + tile.size])

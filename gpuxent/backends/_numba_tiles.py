@@ -54,6 +54,8 @@ def unscale(shift, power, top):
     d = a + b
     virtual = d - a
     error = (a - (d - virtual)) + (b - virtual) + power * LN_2_SHORT_LOW
+    if not abs(error) < 1.0:  # float64 cannot hold the difference: exp is 0, or NaN
+        error = 0.0
     return math.exp(d) * (1.0 + error * (1.0 + 0.5 * error))
 
 
@@ -100,9 +102,16 @@ def _sum_without(tile, top, shift, power, lowest):
 
 
 @inner
-def gap_sums(tile, top, weights):
-    """(sum of weight * (top - x), sum of the weights); weight 0 on a -inf logit counts 0."""
-    gap, total = _gap_sums(tile, work(tile, top), weights)
+def gap_sums(tile, padding, top, weights):
+    """(sum of weight * (top - x), sum of the weights); weight 0 on a -inf logit counts 0.
+
+    There is a weight of 0 for each element of the padding.
+    """
+    whole = tile.size - tile.size % LANES
+    gap, total = _gap_sums(tile[:whole], work(tile, top), weights[:whole])
+    if whole < tile.size:
+        more_gap, more = _gap_sums(_remainder(tile, padding), work(tile, top), weights[whole : whole + LANES])
+        gap, total = gap + more_gap, total + more
     if top == -np.inf:  # every weight meets a logit of -inf
         gap = work(tile, np.inf) if total > 0 else work(tile, 0.0)
     return f64(gap), f64(total)
@@ -120,9 +129,14 @@ def _gap_sums(tile, top, weights):
 
 
 @inner
-def moment_of(tile, top, shift, power):
-    """Sum of exp * (top - x), scaled as the sum is."""
-    return f64(_moment(tile, work(tile, top), *scale(tile, shift, power)))
+def moment_of(tile, padding, top, shift, power):
+    """Sum of exp * (top - x), scaled as the sum is; a class at -inf counts 0, and so does one at the top, whose exp may
+    be too large for that scale."""
+    shift, power, lowest = scale(tile, shift, power)
+    total = _moment(_whole(tile), work(tile, top), shift, power, lowest)
+    if tile.size % LANES:
+        total += _moment(_remainder(tile, padding), work(tile, top), shift, power, lowest)
+    return f64(total)
 
 
 @laned
@@ -132,7 +146,7 @@ def _moment(tile, top, shift, power, lowest):
         x = load(tile, j)
         e = scaled_exp(x, shift, power, lowest)
         product = e * (top - x)
-        total += work(tile, 0.0) if e == 0 else product
+        total += work(tile, 0.0) if e == 0 or x == top else product
     return total
 
 
@@ -212,11 +226,11 @@ def _whole(tile):
 def _remainder(tile, padding):
     """What is left of a tile after its last whole vectors, with -inf after it."""
     count = tile.size % LANES
-    for j in range(LANES):
-        if j < count:
-            padding[j] = tile[tile.size - count + j]
-        else:
-            store(padding, j, -np.inf)
+    left, empty = tile[tile.size - count :], padding[count:]
+    for j in range(left.size):
+        padding[j] = left[j]
+    for j in range(empty.size):
+        store(empty, j, -np.inf)
     return padding
 
 
@@ -249,8 +263,8 @@ def sum_without(tile, padding, top, shift, power):
 
 @inner
 def rest_of(tile, padding, top, shift, power, factor):
-    """Sum of exp(x - top) over all but one of the elements equal to `top`, the largest. `factor` belongs to shift and
-    power."""
+    """(sum of exp(x - top) over all but one of the elements equal to `top`, the largest; the shift, power and factor of
+    a scale at which none of the others is lost)."""
     total, equals = sum_without(tile, padding, top, shift, power)
     if equals == 1 and total < SMALL:  # all others are so far below that some may have been lost
         second = _second(tile, work(tile, top))
@@ -258,7 +272,7 @@ def rest_of(tile, padding, top, shift, power, factor):
             shift, power = shift_for(second), power_for(second)
             total, equals = sum_without(tile, padding, top, shift, power)
             factor = unscale(shift, power, top)
-    return total * factor + (equals - 1)
+    return total * factor + (equals - 1), shift, power, factor
 
 
 def prepared(source, scratch, transform):
@@ -290,8 +304,8 @@ def tile_at(row, like, start, columns, scratch, transform):
     return prepared(elements(row, like, start, min(TILE, columns - start)), scratch, transform)
 
 
-def spread_tile(spread, i, start, out):
-    """The spread row scale * soft + base of row i, from column `start`, as many as `out` holds.
+def spread_tile(spread, i, start, out, count):
+    """The spread row scale * soft + base of row i, from column `start`: `count` entries, and 0 up to whole vectors.
 
     `scale` and `base` are vectors: one entry per column, or a constant tile.
     """
@@ -299,18 +313,20 @@ def spread_tile(spread, i, start, out):
 
 
 @overload(spread_tile)
-def _spread_tile(spread, i, start, out):
-    def from_base(spread, i, start, out):
+def _spread_tile(spread, i, start, out, count):
+    def from_base(spread, i, start, out, count):
         base = from_column(spread[0], start)
-        for j in range(out.size):
+        for j in range(count):
             out[j] = base[j]
+        out[count : count + -count % LANES] = 0.0
 
-    def from_soft(spread, i, start, out):
+    def from_soft(spread, i, start, out, count):
         rows, like, scale, base = spread
-        soft = elements(rows[i], like, start, out.size)
+        soft = elements(rows[i], like, start, count)
         scale, base = from_column(scale, start), from_column(base, start)
-        for j in range(out.size):
+        for j in range(count):
             out[j] = work(out, load(soft, j)) * scale[j] + base[j]
+        out[count : count + -count % LANES] = 0.0
 
     return from_soft if len(spread) == 4 else from_base
 

@@ -144,7 +144,7 @@ class _TileStats:
             spread_gap=np.where(empty, np.where(self.weight[tile] > 0, np.inf, 0.0), self.gap[tile]),
             spread_weight=self.weight[tile],
             argmax=self.argmax[tile] + (vocab_start + tile * TILE),
-            moment=np.where(empty, 0.0, -scale * self.moment[tile]),
+            moment=np.where(empty | (scale == 0), 0.0, -scale * self.moment[tile]),
             rank=np.zeros(self.rows, np.int64),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from itertools import pairwise
@@ -83,7 +83,9 @@ def run(work: Callable[[Sequence[Item]], None], items: Sequence[Item]) -> None:
         for group in pending:  # a list iterator hands out each group once, from any thread
             work(group)
 
-    helpers = [_executor().submit(drain) for _ in range(workers - 1)]
+    helpers: list[Future[None]] = []
+    with suppress(RuntimeError):  # Python is shutting down and starts no thread any more: the caller does it all
+        helpers += [_executor().submit(drain) for _ in range(workers - 1)]
     try:
         drain()
     finally:
