@@ -113,7 +113,7 @@ def test_16_bit_floats_are_widened_and_rounded_as_numpy_does(dtype, stand_in):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("columns", [1, 63, 64, 65, 1000, 2048, 2049, 5000])
+@pytest.mark.parametrize("columns", [1, 63, 64, 65, 1000, 1024, 1025, 5000])
 def test_bits_depend_on_no_option(dtype, columns):
     x = np.random.default_rng(0).normal(0, 3, (9, columns)).astype(dtype)
     labels = np.arange(9) % columns
