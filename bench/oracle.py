@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from bench.cases import TASKS
 from bench.problems import Answer, Problem
 
 ALLOWED = 8 * float(np.finfo(np.float32).eps)  # of our own contenders: losses, and the arithmetic of gradients
@@ -75,20 +76,23 @@ def answer(problem: Problem) -> Answer:
         return Answer(rows=of_rows(lambda x, _: lse(x), problem, sample))
     if task == "softmax":
         return Answer(entries=of_rows(lambda x, _: softmax(x), problem, sample))
-    everywhere = np.arange(problem.case.rows)
+    distinct = len(problem.host[0])
+    everywhere = np.arange(distinct)
+    times = np.bincount(np.arange(problem.case.rows) % distinct)  # how often each row occurs
     if task == "binary":
         means = of_rows(lambda x, targets: np.mean(binary_losses(x, targets)), problem, everywhere)
-        return Answer(float(np.mean(means)), rows=of_rows(binary_losses, problem, sample))
+        return Answer(float(np.average(means, weights=times)), rows=of_rows(binary_losses, problem, sample))
     losses = of_rows(soft_loss if task == "soft" else loss, problem, everywhere)
-    mean = float(np.mean(losses))
-    if task in ("grad", "inplace"):
+    mean = float(np.average(losses, weights=times))
+    if TASKS[task].written:
         return Answer(mean, entries=of_rows(gradient, problem, sample) / problem.case.rows)
-    return Answer(mean, rows=losses[sample])
+    return Answer(mean, rows=losses[sample % distinct])
 
 
 def of_rows(function: Callable[[np.ndarray, Any], Any], problem: Problem, rows: np.ndarray) -> np.ndarray:
     """function(logits of a row in float64, its labels) for each of the rows."""
-    return np.array([function(problem.logits[i].astype(np.float64), problem.labels[i]) for i in rows])
+    logits, labels = problem.host
+    return np.array([function(logits[i].astype(np.float64), labels[i]) for i in rows % len(logits)])
 
 
 # ---- comparing ----

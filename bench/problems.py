@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 from zlib import crc32
 
 import ml_dtypes
@@ -34,16 +35,24 @@ class Answer:
 
 @dataclass(frozen=True)
 class Problem:
-    """logits (rows, vocab); labels int64 (rows,), or soft or binary labels (rows, vocab) in the logits' dtype."""
+    """logits (rows, vocab); labels int64 (rows,), or soft or binary labels (rows, vocab) in the logits' dtype.
+
+    They may be on a GPU, and larger than what is in `host`, which is what the oracle reads: (logits, labels) in NumPy,
+    whose rows the problem's rows repeat in turn.
+    """
 
     case: Case
-    logits: np.ndarray
-    labels: np.ndarray
+    logits: Any
+    labels: Any
+    host: tuple[np.ndarray, np.ndarray]
 
     @cached_property
-    def scratch(self) -> np.ndarray:
+    def scratch(self) -> Any:
         """Room for a result of the logits' size, shared by all that write over it."""
         return self.logits.copy()
+
+    def restore_scratch(self) -> None:
+        np.copyto(self.scratch, self.logits)
 
     @cached_property
     def sample(self) -> np.ndarray:
@@ -57,9 +66,8 @@ class Problem:
 def make(case: Case) -> Problem:
     rng = _generator(case)
     if case.task == "binary":
-        return Problem(
-            case, _binary_logits(case, rng), rng.integers(0, 2, (case.rows, case.vocab)).astype(_dtype(case))
-        )
+        logits = _binary_logits(case, rng)
+        return _in_memory(case, logits, rng.integers(0, 2, logits.shape).astype(logits.dtype))
     logits = np.empty((case.rows, case.vocab), _dtype(case))
     labels = rng.integers(0, case.vocab, case.rows)
     for i in range(case.rows):
@@ -70,7 +78,11 @@ def make(case: Case) -> Problem:
         if i % 5 == 0 and case.dtype == "f32":
             row += OFFSET
         logits[i] = row
-    return Problem(case, logits, _distributions(case, rng) if case.task == "soft" else labels)
+    return _in_memory(case, logits, _distributions(case, rng) if case.task == "soft" else labels)
+
+
+def _in_memory(case: Case, logits: np.ndarray, labels: np.ndarray) -> Problem:
+    return Problem(case, logits, labels, (logits, labels))
 
 
 def _generator(case: Case) -> np.random.Generator:

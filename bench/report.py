@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,15 +11,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench.cases import ITEMSIZE, MALLOC_STEP, OURS, OURS_NUMPY, TASKS
+from bench.cases import ITEMSIZE, LIMIT, OURS, OURS_KERNEL, OURS_NUMPY, OWN, TASKS
 from bench.results import CaseResult, Measurement, Run, Verdict
 
-COLUMNS = ("", "median", "spread", "GB/s", "limit", "gpuxent", "memory", "worst", "mean", "first")
-WIDTHS = (25, 8, 6, 6, 5, 7, 7, 7, 7, 7)
+# PyTorch is quick where its N x V temporaries are smaller than this, and slow above: it is glibc's largest mmap
+# threshold, below which malloc hands out the same pages again, and above which every call gets fresh ones.
+MALLOC_STEP = 32 << 20
+
+COLUMNS = ("", "median", "spread", "busy", "GB/s", "limit", "gpuxent", "memory", "worst", "mean", "first")
+WIDTHS = (25, 8, 6, 8, 6, 5, 7, 7, 7, 7, 7)
 LEGEND = """\
 median    of the rounds, and spread: the distance between their quartiles, in percent of it
+busy      (GPU) time for which the device is at work with one call, its queue kept full
 GB/s      of the traffic that the task cannot avoid
-limit     share of the speed at which this machine reads (or reads and writes) the same bytes on all cores
+limit     share of the speed at which this machine reads (or reads and writes) the same bytes with all it has
 gpuxent   how many times as fast as this contender gpuxent is
 memory    MB by which the peak grows during a call, its result included
 worst     relative error of the worst sampled row; mean: of the mean loss
@@ -48,7 +53,7 @@ def error(value: float | None) -> str:
 
 def verdict_text(verdict: Verdict) -> str:
     """ "11.2x torch (at least 9: met)"."""
-    if verdict.against == "limit":
+    if verdict.against == LIMIT:
         reached = f"{verdict.reached:.2f} of the limit"
     else:
         reached = f"{ratio(verdict.reached)} {verdict.against}"
@@ -88,7 +93,7 @@ def show_case(case: CaseResult, console: Console) -> None:
     kind = TASKS[case.task].limit
     what = f"{case.traffic / 1e6:.1f} MB; limit: {kind} in {duration(case.limit.median)}"
     console.print(Text.assemble("\n", (case.name, "bold"), f"  {what}, {gigabytes(case, case.limit)} GB/s"))
-    own = [each for each in case.contenders if each.name in (OURS, OURS_NUMPY)]
+    own = [each for each in case.contenders if each.name in OWN]
     rivals = [each for each in case.contenders if each not in own]
     console.print(rows([cells(case, each) for each in own], "green"))
     console.print(rows([cells(case, each) for each in rivals], ""))
@@ -101,6 +106,7 @@ def cells(case: CaseResult, of: Measurement) -> tuple[str, ...]:
         f"  {of.name}",
         duration(of.median),
         f"{100 * (of.high - of.low) / of.median:.0f}%",
+        "" if of.busy is None else duration(of.busy),
         gigabytes(case, of),
         f"{case.share_of_limit(of):.2f}",
         ratio(case.speedup(of.name)) if of.name != OURS else "",
@@ -126,8 +132,7 @@ def rows(lines: list[tuple[str, ...]], style: str) -> Table:
 
 def show_run(run: Run, console: Console) -> None:
     """Where and with what, who was left out, and how many targets were met."""
-    caches = ", ".join(f"{level} {size}" for level, size in run.device["caches"].items())
-    console.print(f"{run.device['model']}, {run.device['cores']} cores, {caches}", highlight=False)
+    console.print(describe(run.device), highlight=False)
     console.print(", ".join(f"{name} {number}" for name, number in run.versions.items()), highlight=False)
     state = " with changes" if run.commit.get("dirty") else ""
     console.print(f"commit {run.commit.get('id', 'unknown')[:10]}{state}, {run.date}", highlight=False)
@@ -143,8 +148,18 @@ def show_run(run: Run, console: Console) -> None:
             console.print(Text(f"FAILED: {case.name}", "red"))
 
 
+def describe(device: Mapping[str, Any]) -> str:
+    """ "NVIDIA H200, 132 multiprocessors, memory 140 GiB, L2 60M, driver ..." """
+    counted = [f"{device[what]} {what}" for what in ("cores", "multiprocessors") if what in device]
+    named = [f"{what} {device[what]}" for what in ("memory", "driver", "CUDA") if what in device]
+    caches = [f"{level} {size}" for level, size in device["caches"].items()]
+    return ", ".join([device["model"], *counted, *caches, *named])
+
+
 def regimes(run: Run) -> list[str]:
-    """How gpuxent compares with PyTorch where malloc is kind to it, and where it is not."""
+    """How gpuxent compares with PyTorch on a CPU where malloc is kind to it, and where it is not."""
+    if "cores" not in run.device:
+        return []
     sides: dict[str, list[float]] = {"below": [], "above": []}
     for case in run.cases:
         speedup = case.speedup("torch")
@@ -179,18 +194,20 @@ def draw(run: Run, path: Path) -> None:
         axes.set_axisbelow(True)
         axes.axvline(1, color="black", linewidth=1)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.03), ncols=4, fontsize=8, frameon=False)
-    versions = ", ".join(f"{name} {run.versions[name]}" for name in ("torch", "jax", "numba") if name in run.versions)
-    figure.suptitle(f"{run.device['model']}, {run.device['cores']} cores; {versions}; {run.date}", fontsize=9)
+    known = ("torch", "triton", "jax", "numba", "cupy-cuda12x", "cupy-cuda13x")
+    versions = ", ".join(f"{name} {run.versions[name]}" for name in known if name in run.versions)
+    figure.suptitle(f"{describe(run.device)}; {versions}; {run.date}", fontsize=9)
     figure.savefig(path, dpi=130)
 
 
 def draw_shares(axes: Any, cases: list[CaseResult]) -> None:
-    for name, colour in ((OURS, "tab:green"), (OURS_NUMPY, "tab:gray")):
+    for name, colour in ((OURS, "tab:green"), (OURS_NUMPY, "tab:gray"), (OURS_KERNEL, "tab:olive")):
         points = [(case.share_of_limit(own), y) for y, case in enumerate(cases) if (own := case.contender(name))]
-        axes.scatter(*zip(*points, strict=True), s=36, color=colour, label=name, zorder=3)
-    draw_targets(axes, cases, lambda verdict: verdict.against == "limit")
+        if points:
+            axes.scatter(*zip(*points, strict=True), s=36, color=colour, label=name, zorder=3)
+    draw_targets(axes, cases, lambda verdict: verdict.against == LIMIT)
     axes.set_xlim(0, max(1.05, axes.get_xlim()[1]))
-    axes.set_xlabel("share of the speed of a parallel read or copy of the same bytes")
+    axes.set_xlabel("share of the speed of a plain read or copy of the same bytes")
 
 
 def draw_ratios(axes: Any, cases: list[CaseResult]) -> None:
@@ -200,7 +217,7 @@ def draw_ratios(axes: Any, cases: list[CaseResult]) -> None:
         points = [(speedup, y) for y, case in enumerate(cases) if (speedup := case.speedup(name))]
         if points:
             axes.scatter(*zip(*points, strict=True), s=26, marker=marker, label=name, alpha=0.85, zorder=3)
-    draw_targets(axes, cases, lambda verdict: verdict.against != "limit" and verdict.ours == OURS)
+    draw_targets(axes, cases, lambda verdict: verdict.against != LIMIT and verdict.ours == OURS)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}x")
     axes.set_xlabel("gpuxent is this many times as fast as")

@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from bench.cases import OURS, Case, Target
+from bench.cases import LIMIT, OURS, Case, Target
 
 FORMAT = 1
 
@@ -23,6 +23,7 @@ class Measurement:
     low: float  # quartiles of the rounds
     high: float
     rounds: int
+    busy: float | None = None  # seconds for which the device is at work with one call, its queue kept full
     first_call: float | None = None  # compiling included
     peak_memory: int | None = None
     mean_error: float | None = None
@@ -79,7 +80,7 @@ def judged(result: CaseResult, targets: tuple[Target, ...]) -> tuple[Verdict, ..
     verdicts = []
     for target in targets:
         own = result.contender(target.ours)
-        if target.against == "limit":
+        if target.against == LIMIT:
             reached = result.share_of_limit(own) if own else None
         else:
             reached = result.speedup(target.against, target.ours)

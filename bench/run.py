@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
-from bench import limits, oracle
-from bench.cases import OURS, OURS_NUMPY, Case
-from bench.memory import peak_growth
-from bench.problems import Answer, Problem, make
+from bench import oracle
+from bench.cases import LIMIT, OWN, Case
+from bench.contenders import Prepare, Prepared, Refused, rotating
+from bench.devices import Device
+from bench.problems import Answer, Problem
 from bench.results import CaseResult, Measurement, judged
-from bench.rivals import CONTENDERS, Prepare, Prepared, Refused, forget_compiled
 from bench.timing import Plan, Spread, Timed, interleaved
-
-FULL = Plan(seconds=8, least=5, most=30)
-QUICK = Plan(seconds=1, least=3, most=10)
-
-LIMIT = "limit"
+from bench.torch_rivals import COMPILED
 
 Say = Callable[[str], None]
 
@@ -34,20 +30,29 @@ class Candidate:
     peak_memory: int | None
 
     @classmethod
-    def admit(cls, name: str, prepare: Prepare, problem: Problem, truth: Answer) -> Candidate:
-        prepared = prepare(problem)
+    def admit(
+        cls, name: str, prepare: Prepare, device: Device, problems: Sequence[Problem], truth: Answer
+    ) -> Candidate:
+        prepared = rotating(prepare, problems)
         prepared.before()
+        device.wait()
         started = perf_counter()
         prepared.call()
+        device.wait()
         first_call = perf_counter() - started
-        errors = oracle.errors(prepared.answer(), truth, problem.logits.dtype)
+        errors = oracle.errors(prepared.answer(), truth, problems[0].logits.dtype)
         prepared.before()
-        return cls(name, prepared, first_call, errors, peak_growth(prepared.call))
+        return cls(name, prepared, first_call, errors, device.peak_growth(prepared.call))
 
-    def measurement(self, times: Spread) -> Measurement:
+    @property
+    def timed(self) -> Timed:
+        return Timed(self.prepared.call, self.prepared.before, self.prepared.calls)
+
+    def measurement(self, times: Spread, busy: Spread | None) -> Measurement:
         return Measurement(
             self.name,
             *times,
+            busy=busy and busy.median,
             first_call=self.first_call,
             peak_memory=self.peak_memory,
             mean_error=self.errors.mean,
@@ -57,45 +62,65 @@ class Candidate:
 
 def measure(
     case: Case,
-    plan: Plan = FULL,
+    device: Device,
+    plan: Plan | None = None,
     say: Say = lambda what: None,
     left_out: Counter[str] | None = None,
     contenders: Mapping[str, Prepare] | None = None,
 ) -> CaseResult:
     """The case timed, or what is wrong with our answers to it.
 
-    left_out: counts why a rival did not take part. contenders: all that are registered for the task, if not given.
+    left_out: counts why a rival did not take part. contenders: all that the device has for the task, if not given.
     """
-    forget_compiled()
+    device.forget()
     say("making the data")
-    problem = make(case)
+    problems = device.make(case)
     say("asking the oracle")
-    truth = oracle.answer(problem)
-    contenders = CONTENDERS[case.task] if contenders is None else contenders
-    candidates, faults = admitted(contenders, problem, truth, say, Counter() if left_out is None else left_out)
+    truth = oracle.answer(problems[0])
+    contenders = taking_part(case, device) if contenders is None else contenders
+    left_out = Counter() if left_out is None else left_out
+    candidates, faults = admitted(contenders, device, problems, truth, say, left_out)
     if faults:
         return CaseResult.of(case, faults=faults)
-    calls = {LIMIT: Timed(limits.limit_of(problem))}
-    calls |= {each.name: Timed(each.prepared.call, each.prepared.before) for each in candidates}
-    times = interleaved(calls, plan, tick=lambda name: say(f"timing {name}"))
+    limits = device.limits(problems)
+    calls = {**limits, **{each.name: each.timed for each in candidates}}
+    plan = device.plan if plan is None else plan
+    times = interleaved(calls, plan, device.turn, tick=lambda name: say(f"timing {name}"))
+    busy: Mapping[str, Spread] = {}
+    if device.busy_turn is not None:
+        busy = interleaved(calls, plan, device.busy_turn, seed=1, tick=lambda name: say(f"timing {name}, queued"))
+    plain = {name: Measurement(name, *times[name], busy=busy[name].median if name in busy else None) for name in limits}
     result = CaseResult.of(
         case,
-        limit=Measurement(LIMIT, *times[LIMIT]),
-        contenders=tuple(each.measurement(times[each.name]) for each in candidates),
+        limit=plain.pop(LIMIT),
+        contenders=(
+            *(each.measurement(times[each.name], busy.get(each.name)) for each in candidates),
+            *plain.values(),
+        ),
     )
     return replace(result, verdicts=judged(result, case.targets))
 
 
+def taking_part(case: Case, device: Device) -> dict[str, Prepare]:
+    of_task = device.contenders[case.task]
+    return {name: prepare for name, prepare in of_task.items() if case.compiling or name not in COMPILED}
+
+
 def admitted(
-    contenders: Mapping[str, Prepare], problem: Problem, truth: Answer, say: Say, left_out: Counter[str]
+    contenders: Mapping[str, Prepare],
+    device: Device,
+    problems: Sequence[Problem],
+    truth: Answer,
+    say: Say,
+    left_out: Counter[str],
 ) -> tuple[list[Candidate], tuple[str, ...]]:
     """Those that can do the task, rivals however exact they are; and what is wrong with our own."""
     candidates, faults = [], []
     for name, prepare in contenders.items():
         say(f"checking {name}")
-        ours = name in (OURS, OURS_NUMPY)
+        ours = name in OWN
         try:
-            candidate = Candidate.admit(name, prepare, problem, truth)
+            candidate = Candidate.admit(name, prepare, device, problems, truth)
         except Exception as error:  # a rival may fail in its own way
             if ours:
                 faults.append(f"{name}: {reason(error)}")
@@ -104,7 +129,7 @@ def admitted(
             continue
         candidates.append(candidate)
         if ours:
-            faults += [f"{name}: {fault}" for fault in oracle.faults(candidate.errors, truth, problem.logits.dtype)]
+            faults += [f"{name}: {fault}" for fault in oracle.faults(candidate.errors, truth, problems[0].logits.dtype)]
     return candidates, tuple(faults)
 
 

@@ -6,13 +6,10 @@ import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
-
-TURN_SECONDS = 0.02
 
 
 def nothing() -> None:
@@ -21,10 +18,14 @@ def nothing() -> None:
 
 @dataclass(frozen=True)
 class Timed:
-    """What is timed, and what has to be done before every call, off the clock."""
+    """What is timed, and what has to be done off the clock before so many calls of it."""
 
     call: Callable[[], Any]
     before: Callable[[], None] = nothing
+    calls: int = 1
+
+
+Turn = Callable[[Timed], float]  # seconds of one call
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,11 @@ class Spread(NamedTuple):
 
 
 def interleaved(
-    contenders: Mapping[str, Timed], plan: Plan, seed: int = 0, tick: Callable[[str], None] = lambda name: None
+    contenders: Mapping[str, Timed],
+    plan: Plan,
+    turn: Turn,
+    seed: int = 0,
+    tick: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Spread]:
     """Every contender has one turn a round, in an order that is drawn anew for each: none always follows another."""
     rng = np.random.default_rng(seed)
@@ -60,26 +65,6 @@ def interleaved(
                 times[name].append(turn(contenders[name]))
             rounds += 1
     return {name: spread(of_rounds) for name, of_rounds in times.items()}
-
-
-def turn(timed: Timed) -> float:
-    """The median of as many calls as fit in TURN_SECONDS, at least one.
-
-    One call comes first, off the clock, so that what the contender before has left behind does not count: its data in
-    the caches, its threads (of compiled PyTorch) that spin for 5 ms on the cores, and freed memory that a virtual
-    machine has given back, which makes fresh pages three times as dear. A result is freed off the clock, too.
-    """
-    timed.before()
-    timed.call()
-    times: list[float] = []
-    started = perf_counter()
-    while not times or perf_counter() - started < TURN_SECONDS:
-        timed.before()
-        start = perf_counter()
-        result = timed.call()
-        times.append(perf_counter() - start)
-        del result
-    return median(times)
 
 
 def spread(times: list[float]) -> Spread:

@@ -2,8 +2,8 @@
 
 Losses from logits: cross_entropy, binary_cross_entropy, their *_and_grad and *_from_probs twins. Normalizers:
 logsumexp, softmax, log_softmax. Information: entropy, kl_divergence, js_divergence, cross_entropy_between, with
-*_from_probs twins. Data sets: perplexity, evaluate. CPU threads: threads. Arrays are NumPy's or Dask's; what comes
-out is of the same kind.
+*_from_probs twins. Data sets: perplexity, evaluate. CPU threads: threads. Arrays are NumPy's, CuPy's or Dask's, or
+tensors on a GPU; what comes out is of the same kind.
 """
 
 from gpuxent._row_loss import RowSummary

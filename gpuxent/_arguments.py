@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from gpuxent._records import IGNORED, NO_LABEL, Array, Transform
-from gpuxent.backends import is_dask
+from gpuxent.backends import is_cupy, is_dask, on_gpu, on_host, to_gpu
 
 FLOAT_DTYPES = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 REDUCTIONS = ("mean", "sum", "none")
@@ -24,19 +24,19 @@ DEFAULT_IGNORE_INDEX = -100
 
 
 def array(value: Any, name: str) -> Array:
-    """A NumPy or Dask array as it is; a number or a list as NumPy; anything else is an error rather than a silent
-    copy."""
+    """A NumPy, CuPy or Dask array as it is; a number or a list as NumPy; anything else is an error rather than a
+    silent copy."""
     if is_dask(value) and any(math.isnan(size) for size in value.shape):
         raise ValueError(f"{name} has chunks of unknown size; call its compute_chunk_sizes() first")
-    if isinstance(getattr(value, "_meta", value), np.ma.MaskedArray):  # of a Dask array: its blocks
+    if isinstance(_sample(value), np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be lost; fill it and use ignore_index")
-    if is_dask(value) or isinstance(value, np.ndarray):
+    if is_dask(value) or is_cupy(value) or isinstance(value, np.ndarray):
         return value
     if isinstance(value, (list, tuple, Real, np.generic)):
         return np.asarray(value)
     found = "None" if value is None else f"{type(value).__module__}.{type(value).__qualname__}"
     hint = "; convert it, as with .detach().cpu().numpy()" if hasattr(value, "__dlpack__") else ""
-    raise TypeError(f"{name} must be a NumPy or Dask array, got {found}{hint}")
+    raise TypeError(f"{name} must be a NumPy, CuPy or Dask array, got {found}{hint}")
 
 
 def float_array(value: Any, name: str) -> Array:
@@ -68,29 +68,63 @@ def axis(value: Any, logits: Array) -> int:
     return int(value)
 
 
-def same_kind(value: Array, name: str, logits: Array, logits_name: str = "logits") -> Array:
-    """`value` beside `logits`: NumPy goes with both, a Dask array only with Dask logits, since it would have to be
-    computed."""
-    if is_dask(value) and not is_dask(logits):
+def beside(value: Any, name: str, logits: Array, logits_name: str = "logits") -> Array:
+    """`value` as an array that goes with the logits.
+
+    NumPy goes with NumPy and CuPy with CuPy, whether in memory or as the blocks of a Dask array: nothing large moves
+    to or from a GPU unasked. Numbers and lists go with all, and beside a Dask array of CuPy blocks a NumPy array with
+    fewer axes than the logits, a chunk of which is small. A Dask array goes only with Dask logits, since it would have
+    to be computed.
+    """
+    found = array(value, name)
+    if is_dask(found) and not is_dask(logits):
         raise TypeError(
             f"{name} is a Dask array but {logits_name} is not; make both Dask arrays, or call {name}.compute()"
         )
-    return value
+    if on_gpu(found) == on_gpu(logits):
+        _same_device(found, name, logits, logits_name)
+        return found
+    if on_gpu(found):
+        raise TypeError(
+            f"{name} is on the GPU but {logits_name} is not; {_brought(found, 'asnumpy', name)} brings it over"
+        )
+    if is_dask(logits) and found.ndim < logits.ndim:
+        return found
+    if is_dask(found) or (isinstance(value, np.ndarray) and value.ndim):
+        raise TypeError(
+            f"{logits_name} is on the GPU but {name} is not; {_brought(found, 'asarray', name)} moves it there"
+        )
+    return to_gpu(found, _sample(logits))
+
+
+def _same_device(array: Array, name: str, logits: Array, logits_name: str = "logits") -> None:
+    if is_cupy(array) and is_cupy(logits) and array.device != logits.device:
+        raise ValueError(
+            f"{name} must be on the GPU of {logits_name}, number {logits.device.id}, got number {array.device.id}"
+        )
+
+
+def _sample(array: Array) -> Array:
+    """An array of the kind that a Dask array's blocks are of; one in memory itself."""
+    return getattr(array, "_meta", array)
+
+
+def _brought(array: Array, function: str, name: str) -> str:
+    return f"{name}.map_blocks(cupy.{function})" if is_dask(array) else f"cupy.{function}({name})"
 
 
 def pair(p: Any, q: Any, names: tuple[str, str] = ("p", "q")) -> tuple[Array, Array]:
     """Two arrays of rows of one shape and kind."""
-    p, q = rows(p, names[0]), rows(q, names[1])
-    if p.shape != q.shape:
-        raise ValueError(f"{names[1]} must have the shape of {names[0]}, {p.shape}, got {q.shape}")
-    same_kind(q, names[1], p, names[0])
-    same_kind(p, names[0], q, names[1])
-    return p, q
+    first, second = rows(p, names[0]), rows(q, names[1])
+    if first.shape != second.shape:
+        raise ValueError(f"{names[1]} must have the shape of {names[0]}, {first.shape}, got {second.shape}")
+    second = beside(q, names[1], first, names[0])
+    return beside(p, names[0], second, names[1]), second
 
 
 def labels(value: Any, logits: Array, logits_name: str = "logits") -> tuple[Array, bool]:
     """(labels, are they soft): integers of shape (...), or floats of shape (..., vocab)."""
-    value = same_kind(array(value, "labels"), "labels", logits, logits_name)
+    value = beside(value, "labels", logits, logits_name)
     if value.dtype.kind in "iu":
         expected = logits.shape[:-1]
         if value.shape != expected:
@@ -113,7 +147,7 @@ def labels(value: Any, logits: Array, logits_name: str = "logits") -> tuple[Arra
 def formatted_labels(value: Any, probs: Array, label_format: Any) -> Array:
     """Labels in the form that the caller names."""
     one_of(label_format, "label_format", ("index", "onehot", "soft"))
-    value = same_kind(array(value, "labels"), "labels", probs, "probs")
+    value = beside(value, "labels", probs, "probs")
     if label_format == "index":
         kinds, expected = "integers", probs.shape[:-1]
         good = value.dtype.kind in "iu"
@@ -133,7 +167,7 @@ def formatted_labels(value: Any, probs: Array, label_format: Any) -> Array:
 
 
 def binary_targets(value: Any, scores: Array, name: str) -> Array:
-    value = same_kind(array(value, "targets"), "targets", scores, name)
+    value = beside(value, "targets", scores, name)
     if value.dtype.kind not in "biu" and value.dtype.newbyteorder("=") not in FLOAT_DTYPES:
         raise TypeError(f"targets must be booleans, integers or floats, got dtype {value.dtype}")
     if value.shape != scores.shape:
@@ -141,32 +175,56 @@ def binary_targets(value: Any, scores: Array, name: str) -> Array:
     return value
 
 
-def output(out: Any, logits: Array, labels: Any) -> np.ndarray | None:
-    """Where the gradient goes: writable, of the logits' shape and dtype, the logits themselves or apart from the
+def output(out: Any, logits: Array, labels: Any) -> Array | None:
+    """Where the gradient goes: writable, of the logits' kind, shape and dtype, the logits themselves or apart from the
     inputs."""
     if out is None:
         return None
     if is_dask(logits):
         raise TypeError("out must be None for Dask logits; store the returned array where it should go")
-    if not isinstance(out, np.ndarray) or out.shape != logits.shape or out.dtype != logits.dtype:
-        found = f"shape {out.shape} and dtype {out.dtype}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise ValueError(f"out must be an array of shape {logits.shape} and dtype {logits.dtype}, got {found}")
-    if not out.flags.writeable:
+    kind = _kind(logits)
+    if _kind(out) != kind or out.shape != logits.shape or out.dtype != logits.dtype:
+        found = f"shape {out.shape} and dtype {out.dtype}" if _kind(out) == kind else _type_name(out)
+        expected = f"{kind} of shape {logits.shape} and dtype {logits.dtype}"
+        raise ValueError(f"out must be {expected}, got {found}")
+    _same_device(out, "out", logits)
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out must be writable, got a read-only array")
     if _overlaps_itself(out):
         raise ValueError(f"out must be an array whose entries share no memory, got strides {out.strides}")
-    same = (out.__array_interface__["data"], out.strides) == (
-        logits.__array_interface__["data"],
-        logits.strides,
-    )
-    if not same and np.may_share_memory(out, logits):
+    if (_address(out), out.strides) != (_address(logits), logits.strides) and _may_share_memory(out, logits):
         raise ValueError("out must be logits itself or share no memory with it, got an overlapping view")
-    if isinstance(labels, np.ndarray) and np.may_share_memory(out, labels):
+    if _kind(labels) == kind and _may_share_memory(out, labels):
         raise ValueError("out must share no memory with the labels or targets, got an overlapping view")
     return out
 
 
-def _overlaps_itself(array: np.ndarray) -> bool:
+def _kind(value: Any) -> str:
+    return "a CuPy array" if is_cupy(value) else "an array" if isinstance(value, np.ndarray) else ""
+
+
+def _type_name(value: Any) -> str:
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+def _may_share_memory(a: Array, b: Array) -> bool:
+    """As np.may_share_memory, for CuPy arrays too: do the memories from the first to the last byte overlap?"""
+    (a_first, a_end), (b_first, b_end) = _extent(a), _extent(b)
+    return a.size > 0 and b.size > 0 and a_first < b_end and b_first < a_end
+
+
+def _extent(array: Array) -> tuple[int, int]:
+    steps = [stride * (size - 1) for stride, size in zip(array.strides, array.shape, strict=True)]
+    address = _address(array)
+    return address + sum(min(s, 0) for s in steps), address + sum(max(s, 0) for s in steps) + array.itemsize
+
+
+def _address(array: Array) -> int:
+    return array.data.ptr if is_cupy(array) else array.__array_interface__["data"][0]
+
+
+def _overlaps_itself(array: Array) -> bool:
     """Is an axis' step within what the smaller ones cover? (A few arrays for which that is all right are refused.)"""
     covered = array.itemsize
     for stride, size in sorted((abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True)):
@@ -230,21 +288,24 @@ def transform(softcap: Any, temperature: Any) -> Transform:
     return Transform(cap, number(temperature, "temperature", 0, open_low=True))
 
 
-def class_weight(value: Any, vocab: int) -> np.ndarray | None:
-    """A vector of length vocab of finite, non-negative weights, as float64."""
+def class_weight(value: Any, logits: Array, check: bool = True) -> Array | None:
+    """A vector of length vocab of finite, non-negative weights, as float64, on the logits' device.
+
+    To `check` weights that are on a GPU is to wait for it.
+    """
     if value is None:
         return None
-    weight = _weights(value, "class_weight")
-    if weight.shape != (vocab,):
-        raise ValueError(f"class_weight must have shape ({vocab},), one weight per class, got {weight.shape}")
+    weight = _weights(value, "class_weight", logits, check)
+    if weight.shape != logits.shape[-1:]:
+        raise ValueError(f"class_weight must have shape {logits.shape[-1:]}, one weight per class, got {weight.shape}")
     return weight
 
 
-def binary_weight(value: Any, name: str, logits: Array) -> np.ndarray | float:
+def binary_weight(value: Any, name: str, logits: Array) -> Array | float:
     """A weight, or one per column of logits (..., K), as float64; None is 1."""
     if value is None:
         return 1.0
-    weight = _weights(value, name)
+    weight = _weights(value, name, logits)
     columns = logits.shape[-1:] if logits.ndim > 1 else ()
     if weight.shape not in ((), columns):
         expected = f"a number or have shape {columns}, one per column" if columns else "a number for logits of one axis"
@@ -252,24 +313,29 @@ def binary_weight(value: Any, name: str, logits: Array) -> np.ndarray | float:
     return weight if weight.ndim else float(weight)
 
 
-def _weights(value: Any, name: str) -> np.ndarray:
+def _weights(value: Any, name: str, logits: Array, check: bool = True) -> Array:
     value = array(value, name)
     if is_dask(value):
         raise TypeError(f"{name} must be a NumPy array or a sequence, got a Dask array")
+    if on_gpu(value) and not on_gpu(logits):
+        raise TypeError(f"{name} is on the GPU but logits is not; cupy.asnumpy({name}) brings it over")
     if value.dtype.kind not in "iuf" and value.dtype.newbyteorder("=") not in FLOAT_DTYPES:
         raise TypeError(f"{name} must be numbers, got dtype {value.dtype}")
     weight = value.astype(np.float64)
-    bad = ~(np.isfinite(weight) & (weight >= 0))
-    if bad.any():
-        place = tuple(int(i) for i in np.argwhere(bad)[0])
-        found = f"{name}[{place[0]}]" if place else name
-        raise ValueError(f"{found} is {weight[place]:g}, expected a finite weight of at least 0")
-    return weight
+    if check or not is_cupy(weight):
+        bad = ~(np.isfinite(weight) & (weight >= 0))
+        if bad.any():
+            place = tuple(int(i) for i in np.argwhere(on_host(bad))[0])
+            found = f"{name}[{place[0]}]" if place else name
+            raise ValueError(f"{found} is {float(weight[place]):g}, expected a finite weight of at least 0")
+    return to_gpu(weight, _sample(logits)) if on_gpu(logits) and not is_cupy(weight) and weight.ndim else weight
 
 
 def grad_output(value: Any, logits: Array, shape: tuple[int, ...], reduction: str) -> Array | float:
     """The upstream gradient: a number, or one per loss where the losses are not reduced."""
-    value = same_kind(array(value, "grad_output"), "grad_output", logits)
+    found = array(value, "grad_output")
+    is_number = isinstance(found, np.ndarray) and found.ndim == 0
+    value = found[()] if is_number else beside(value, "grad_output", logits)
     if value.dtype.kind not in "iuf" and value.dtype.newbyteorder("=") not in FLOAT_DTYPES:
         raise TypeError(f"grad_output must be numbers, got dtype {value.dtype}")
     allowed = ((), shape) if reduction == "none" else ((),)
@@ -281,13 +347,13 @@ def grad_output(value: Any, logits: Array, shape: tuple[int, ...], reduction: st
     return value.astype(np.float64)
 
 
-def denominator(value: Any, reduction: str) -> Array | None:
-    """What the mean divides by instead of its own count."""
+def denominator(value: Any, reduction: str) -> np.float64 | None:
+    """What the mean divides by instead of its own count. (One that is on a GPU is waited for.)"""
     if value is None:
         return None
     if reduction != "mean":
         raise ValueError(f"denominator goes with reduction='mean', got reduction={reduction!r}")
-    value = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    value = value.item() if _kind(value) and value.ndim == 0 else value
     return np.float64(number(value, "denominator", 0, open_low=True))
 
 
@@ -317,7 +383,7 @@ def class_labels(
         first = start if offset is None else tuple(s + o for s, o in zip(start, offset, strict=True))
         bad = ~(valid | ignored)
         _raise_first(bad, "labels", first, lambda at: f"is {values[at]}", expected, row=False, error=IndexError)
-    return np.where(ignored, IGNORED, np.where(valid, values, NO_LABEL).astype(np.int64))
+    return np.where(ignored, IGNORED, np.where(valid, values.astype(np.int64), NO_LABEL))  # not -2 as a uint8
 
 
 def distributions(
@@ -380,7 +446,7 @@ def _raise_first(
     error: type[Exception] = ValueError,
 ) -> None:
     """An error about the first bad row, if there is one, under its index in the whole array."""
-    if not np.count_nonzero(bad):
+    if not bad.any():
         return
     place = tuple(int(i) for i in np.argwhere(bad)[0])
     index = [str(i + s) for i, s in zip(place, start, strict=True)] + [":"] * row

@@ -46,7 +46,7 @@ class Rows:
         """Check everything; `first_row` is where these rows lie in a larger array, for messages."""
         logits = arguments.rows(logits, "logits")
         vocab = logits.shape[-1]
-        weight = arguments.class_weight(class_weight, vocab)
+        weight = arguments.class_weight(class_weight, logits, check_labels)
         scalars = (ignore_index, label_smoothing, z_loss, softcap, temperature, reduction)
         try:
             options = _options_seen(*scalars)
@@ -118,7 +118,7 @@ class Rows:
         denominator: Any,
         z_denominator: Any,
         also: tuple[str, ...] = (),
-        out: np.ndarray | None = None,
+        out: Array | None = None,
     ) -> tuple[RowStats, Array]:
         options = self.options
         rule = partial(_row_loss.grad_weights, smoothing=options.label_smoothing, z_loss=options.z_loss)
@@ -146,11 +146,13 @@ def _options(
 _options_seen = lru_cache(maxsize=64, typed=True)(_options)
 
 
-def reduced(owner: Any, losses: Array, counted: Array, reduction: str, dtype: type) -> Any:
+def reduced(owner: Any, losses: Array, counted: Array | None, reduction: str, dtype: type) -> Any:
+    """The losses reduced; the mean divides by the sum of `counted`, or by the number of rows."""
     if reduction == "none":
         return arguments.as_row_dtype(owner, losses, dtype)
-    denominator = owner.total(counted) if reduction == "mean" else 1.0
-    return owner.total(losses, denominator)
+    if reduction == "sum":
+        return owner.total(losses, 1.0)
+    return owner.total(losses, float(losses.size) if counted is None else owner.total(counted))
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ class BinaryRows:
             denominator = self.backend.total(counts)
         return self.backend.total(sums, denominator), denominator
 
-    def gradient(self, upstream: Any, denominator: Any, out: np.ndarray | None) -> Array:
+    def gradient(self, upstream: Any, denominator: Any, out: Array | None) -> Array:
         scale = self.backend.map_rows(_row_loss.over, upstream, denominator)
         if scale.ndim:
             scale = self.backend.laid_out_as(self.scores, scale[:, None] if self.single else scale)

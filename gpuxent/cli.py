@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
-import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from gpuxent import __version__
-from gpuxent.backends import has_numba
-from gpuxent.backends._threads import thread_count
 
 BAD_INPUT = 3
 
@@ -94,30 +90,17 @@ def demo(
 
 
 @app.command()
-def info() -> None:
-    """Versions, the backends found, and which would be used."""
-    table = Table(title=f"gpuxent {__version__}", title_justify="left")
-    table.add_column("what")
-    table.add_column("version or state")
-    table.add_row("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
-    for package in ("numpy", "numba", "ml_dtypes", "dask", "distributed", "zarr"):
-        table.add_row(package, installed(package))
-    used = f"used for arrays in memory ({thread_count()} threads)"
-    if has_numba():
-        table.add_row("backend numba", f"found, {used}")
-        table.add_row("backend numpy", "found, used by name only")
+def info(
+    format: Annotated[Format, typer.Option(help="A table for people or JSON for programs.")] = Format.table,
+) -> None:
+    """Versions, the GPUs, the backends found, and which would be used."""
+    from gpuxent import _info
+
+    facts = _info.facts()
+    if format is Format.json:
+        print(json.dumps(facts, indent=2))
     else:
-        table.add_row("backend numba", "not installed: pip install 'gpuxent[cpu]' for several times the speed")
-        table.add_row("backend numpy", f"found, {used}")
-    table.add_row("backend dask", f"found, used for Dask arrays (blocks by {'numba' if has_numba() else 'numpy'})")
-    Console().print(table)
-
-
-def installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+        Console().print(_info.to_table(facts))
 
 
 @contextmanager

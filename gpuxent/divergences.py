@@ -6,16 +6,18 @@ from typing import Any
 
 from gpuxent import _arguments as arguments
 from gpuxent import _row_loss
+from gpuxent._dlpack import returns_own_kind
 from gpuxent._records import Array
 from gpuxent.backends import backend_of
 
 
+@returns_own_kind
 def entropy(p: Array, *, backend: str | None = None) -> Array:
     """H(p) = -sum p ln p of softmax(p) along the last axis, in nats; 0 ln 0 = 0.
 
     Args:
-        p: logits (..., vocab), float16, bfloat16, float32 or float64; NumPy or Dask.
-        backend: "numba" or "numpy"; None for the best one there is for the array.
+        p: logits (..., vocab), float16, bfloat16, float32 or float64; NumPy, CuPy or Dask, or a tensor on a GPU.
+        backend: "numba" or "numpy"; "cupy" brings a NumPy array to the GPU; None for the best one where the array is.
 
     Returns: (...), float64 for float64 logits and float32 otherwise. NaN for a row that is all -inf, or has a NaN or
     +inf.
@@ -30,13 +32,15 @@ def entropy(p: Array, *, backend: str | None = None) -> Array:
     return _returned(p, p, _entropy(p, backend))
 
 
+@returns_own_kind
 def kl_divergence(p: Array, q: Array, *, backend: str | None = None) -> Array:
     """KL(p || q) = sum p ln(p / q) of softmax(p) and softmax(q) along the last axis, in nats.
 
     Summed as p ln(p/q) - p + q, in float64: never negative, and exact to rounding for models that nearly agree.
 
     Args:
-        p, q: logits of one shape (..., vocab), any float dtypes. The first is the reference (the base model, the data).
+        p, q: logits of one kind and shape (..., vocab), any float dtypes. The first is the reference (the base model,
+            the data).
         backend: as `entropy`.
 
     Returns: (...), float64 if either is float64 and float32 otherwise. +inf where p > 0 meets q = 0.
@@ -50,6 +54,7 @@ def kl_divergence(p: Array, q: Array, *, backend: str | None = None) -> Array:
     return _divergence(p, q, "kl", backend)
 
 
+@returns_own_kind
 def js_divergence(p: Array, q: Array, *, backend: str | None = None) -> Array:
     """JS(p, q) = (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2, of softmax(p) and softmax(q), in nats: 0 to ln 2.
 
@@ -62,6 +67,7 @@ def js_divergence(p: Array, q: Array, *, backend: str | None = None) -> Array:
     return _divergence(p, q, "js", backend)
 
 
+@returns_own_kind
 def cross_entropy_between(p: Array, q: Array, *, backend: str | None = None) -> Array:
     """H(p, q) = -sum p ln q of softmax(p) and softmax(q) along the last axis, in nats, as H(p) + KL(p || q).
 
@@ -100,6 +106,7 @@ def _returned(p: Array, q: Array, values: Array) -> Array:
 # ---- from probabilities ----
 
 
+@returns_own_kind
 def entropy_from_probs(p: Array, *, check_probs: bool = True) -> Array:
     """H(p) = -sum p ln p of rows of probabilities, in nats; 0 ln 0 = 0.
 
@@ -119,6 +126,7 @@ def entropy_from_probs(p: Array, *, check_probs: bool = True) -> Array:
     return _returned(p, p, backend_of(p).cross_sums(p, p))
 
 
+@returns_own_kind
 def kl_divergence_from_probs(p: Array, q: Array, *, check_probs: bool = True) -> Array:
     """KL(p || q) = sum p ln(p / q) of rows of probabilities, in nats.
 
@@ -133,6 +141,7 @@ def kl_divergence_from_probs(p: Array, q: Array, *, check_probs: bool = True) ->
     return _returned(p, q, _probs_divergence(p, q, "kl"))
 
 
+@returns_own_kind
 def js_divergence_from_probs(p: Array, q: Array, *, check_probs: bool = True) -> Array:
     """JS(p, q) of rows of probabilities, in nats: 0 to ln 2. As `js_divergence`; arguments as `entropy_from_probs`.
 
@@ -144,6 +153,7 @@ def js_divergence_from_probs(p: Array, q: Array, *, check_probs: bool = True) ->
     return _returned(p, q, _probs_divergence(p, q, "js"))
 
 
+@returns_own_kind
 def cross_entropy_between_from_probs(p: Array, q: Array, *, check_probs: bool = True) -> Array:
     """H(p, q) of rows of probabilities, in nats, as H(p) + KL(p || q). Arguments and errors as `entropy_from_probs`.
 

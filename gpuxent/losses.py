@@ -9,12 +9,14 @@ import numpy as np
 
 from gpuxent import _arguments as arguments
 from gpuxent import _row_loss
+from gpuxent._dlpack import returns_own_kind
 from gpuxent._records import Array
 from gpuxent._row_loss import RowSummary
 from gpuxent._rows import BinaryRows, Rows, reduced
 from gpuxent.backends import backend_of
 
 
+@returns_own_kind
 def cross_entropy(
     logits: Array,
     labels: Array,
@@ -40,10 +42,11 @@ def cross_entropy(
     The row's probability at the label keeps its digits however close to 1 it is: p = 1 - 1e-12 has loss 1e-12.
 
     Args:
-        logits: (..., vocab), float16, bfloat16, float32 or float64; NumPy or Dask. Never written to. A -inf logit is
-            a class with probability exactly 0.
-        labels: (...) of any integer dtype, or soft labels (..., vocab) of any float dtype whose rows sum to 1.
-        class_weight: (vocab,) finite weights of at least 0.
+        logits: (..., vocab), float16, bfloat16, float32 or float64; NumPy, CuPy or Dask, or a tensor on a GPU (PyTorch,
+            JAX), which is taken without a copy. Never written to. A -inf logit is a class with probability exactly 0.
+        labels: (...) of any integer dtype, or soft labels (..., vocab) of any float dtype whose rows sum to 1. CuPy
+            beside CuPy logits.
+        class_weight: (vocab,) finite weights of at least 0; NumPy beside all logits, CuPy beside CuPy logits.
         ignore_index: label of rows that do not count: loss 0 and gradient 0, even if their logits are NaN. None: no
             such label. Soft labels take the default only.
         label_smoothing: eps in [0, 1].
@@ -55,12 +58,14 @@ def cross_entropy(
             rows), and the z-loss by the number of rows that count; NaN if there are none. "sum", or "none" for one
             loss per row.
         check_labels: False saves the check of the labels (for soft labels, a read of them). A label outside the
-            vocabulary then has loss +inf.
-        backend: "numba" or "numpy"; None for the best one there is for the array.
+            vocabulary then has loss +inf. On a GPU that check, and that of a CuPy class_weight, are all that is waited
+            for.
+        backend: "numba" or "numpy"; "cupy" brings NumPy logits to the GPU; None for the best one where the logits are.
 
     Returns:
-        float64 for "mean" and "sum"; for "none" an array (...), float64 for float64 logits and float32 otherwise. A
-        Dask array, lazily, for Dask logits: errors in values are then raised when it is computed.
+        float64 for "mean" and "sum"; for "none" an array (...), float64 for float64 logits and float32 otherwise. Of
+        the logits' kind, so a CuPy array of shape () for CuPy logits. A Dask array, lazily, for Dask logits: errors in
+        values are then raised when it is computed, and a mean or sum comes to the CPU.
 
     Raises:
         IndexError: a label outside [0, vocab) that is not ignore_index, with its place.
@@ -89,6 +94,7 @@ def cross_entropy(
     return rows.reduced(*rows.losses(rows.stats()), *rows.denominators(None))
 
 
+@returns_own_kind
 def cross_entropy_and_grad(
     logits: Array,
     labels: Array,
@@ -105,7 +111,7 @@ def cross_entropy_and_grad(
     grad_output: Any = 1.0,
     denominator: Any = None,
     return_stats: bool = False,
-    out: np.ndarray | None = None,
+    out: Array | None = None,
 ) -> tuple[Any, ...]:
     """Cross-entropy and its gradient with respect to the logits.
 
@@ -116,10 +122,11 @@ def cross_entropy_and_grad(
     Args:
         grad_output: factor of the gradient (the upstream gradient, a loss scale): a number, or with reduction="none"
             one per row, such as sample weights. It does not change the loss.
-        denominator: a number > 0 that the mean divides by instead of its own count (gradient accumulation).
+        denominator: a number > 0 that the mean divides by instead of its own count (gradient accumulation). A CuPy
+            array of shape () is waited for.
         return_stats: also return a `RowSummary` with the rows' lse (nats), argmax (lowest on ties; -1 if there is a
             NaN) and p_max.
-        out: where to write the gradient: an array of the logits' shape and dtype, or the logits themselves.
+        out: where to write the gradient: an array of the logits' kind, shape and dtype, or the logits themselves.
 
     Returns:
         (loss, dlogits), or (loss, dlogits, summary). dlogits has the shape and dtype of the logits.
@@ -157,6 +164,7 @@ def cross_entropy_and_grad(
 # ---- from probabilities ----
 
 
+@returns_own_kind
 def cross_entropy_from_probs(
     probs: Array,
     labels: Array,
@@ -192,7 +200,7 @@ def cross_entropy_from_probs(
     probs = arguments.rows(probs, "probs")
     vocab = probs.shape[-1]
     labels = arguments.formatted_labels(labels, probs, label_format)
-    weight = arguments.class_weight(class_weight, vocab)
+    weight = arguments.class_weight(class_weight, probs, check_labels)
     ignore = arguments.ignore_index(ignore_index)
     arguments.one_of(reduction, "reduction", arguments.REDUCTIONS)
     if label_format != "index" and ignore != arguments.DEFAULT_IGNORE_INDEX:
@@ -205,21 +213,27 @@ def cross_entropy_from_probs(
         if check_labels:
             labels = owner.after(arguments.check_distributions(owner, labels, "labels"), labels)
         losses = owner.cross_sums(labels, probs, scale=1.0 if weight is None else weight)
-        return reduced(owner, losses, owner.map_rows(np.ones_like, losses), reduction, arguments.row_dtype(probs))
+        return reduced(owner, losses, None, reduction, arguments.row_dtype(probs))
     if label_format == "onehot":
         classes = owner.map_rows(arguments.onehot_labels, *owner.onehot_sums(labels), dtype=np.int64, at=True)
     else:
         check = partial(arguments.class_labels, vocab=vocab, ignore=ignore, check=check_labels)
         classes = owner.map_rows(check, labels, dtype=np.int64, at=True)
-    vector = np.ones(vocab) if weight is None else weight
-    label_weight = owner.map_rows(partial(_row_loss.take_class_weight, vector), classes)
+    take = _one_each if weight is None else partial(_row_loss.take_class_weight, weight)
+    label_weight = owner.map_rows(take, classes)
     losses = owner.map_rows(_row_loss.losses_from_probs, owner.take_label(probs, classes), classes, label_weight)
     return reduced(owner, losses, label_weight, reduction, arguments.row_dtype(probs))
+
+
+def _one_each(labels: Array) -> Array:
+    """The class weights of rows without any."""
+    return np.where(labels >= 0, 1.0, 0.0)
 
 
 # ---- independent sigmoids ----
 
 
+@returns_own_kind
 def binary_cross_entropy(
     logits: Array,
     targets: Array,
@@ -236,13 +250,14 @@ def binary_cross_entropy(
     e**x). A target of 1 at +inf and of 0 at -inf has loss 0.
 
     Args:
-        logits: (N,), or (..., K) for K labels per row; float16, bfloat16, float32 or float64; NumPy or Dask.
-        targets: the logits' shape; bool, integer or float, each in [0, 1] or ignore_index.
+        logits: (N,), or (..., K) for K labels per row; float16, bfloat16, float32 or float64; NumPy, CuPy or Dask.
+        targets: the logits' shape and kind; bool, integer or float, each in [0, 1] or ignore_index. The check of that
+            is waited for on a GPU.
         pos_weight, class_weight: a number, or (K,) one per column; finite and at least 0.
         ignore_index: target of elements that do not count: loss 0 and gradient 0 whatever the logit. None: no such
             target.
         reduction: "mean" divides by the number of elements that count (NaN if there are none); "sum"; "none".
-        backend: "numba" or "numpy"; None for the best one there is for the array.
+        backend: as `cross_entropy`.
 
     Returns: float64 for "mean" and "sum"; for "none" the logits' shape, float64 for float64 logits, else float32.
 
@@ -266,6 +281,7 @@ def binary_cross_entropy(
     return problem.loss()[0]
 
 
+@returns_own_kind
 def binary_cross_entropy_and_grad(
     logits: Array,
     targets: Array,
@@ -277,7 +293,7 @@ def binary_cross_entropy_and_grad(
     backend: str | None = None,
     grad_output: Any = 1.0,
     denominator: Any = None,
-    out: np.ndarray | None = None,
+    out: Array | None = None,
 ) -> tuple[Any, Array]:
     """Binary cross-entropy and its gradient; with no weights the gradient of an element is (sigmoid(x) - y) / n.
 
@@ -308,6 +324,7 @@ def binary_cross_entropy_and_grad(
     return loss, problem.gradient(upstream, count, out)
 
 
+@returns_own_kind
 def binary_cross_entropy_from_probs(
     probs: Array,
     targets: Array,

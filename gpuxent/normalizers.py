@@ -8,17 +8,20 @@ import numpy as np
 
 from gpuxent import _arguments as arguments
 from gpuxent import _row_loss
+from gpuxent._dlpack import returns_own_kind
 from gpuxent._records import Array, GradWeights
 from gpuxent.backends import backend_of
 
 
+@returns_own_kind
 def logsumexp(logits: Array, *, axis: int = -1, backend: str | None = None) -> Array:
     """ln of the sum of exp(logits) along an axis, in nats, without overflow.
 
     Args:
-        logits: float16, bfloat16, float32 or float64, at least one entry along `axis`; NumPy or Dask.
+        logits: float16, bfloat16, float32 or float64, at least one entry along `axis`; NumPy, CuPy or Dask, or a tensor
+            on a GPU.
         axis: the axis that is summed.
-        backend: "numba" or "numpy"; None for the best one there is for the array.
+        backend: "numba" or "numpy"; "cupy" brings a NumPy array to the GPU; None for the best one where the array is.
 
     Returns:
         The logits' shape without `axis`; float64 for float64 logits and float32 otherwise. +inf if there is a +inf
@@ -35,6 +38,7 @@ def logsumexp(logits: Array, *, axis: int = -1, backend: str | None = None) -> A
     return arguments.as_row_dtype(owner, lse, arguments.row_dtype(rows))
 
 
+@returns_own_kind
 def softmax(logits: Array, *, axis: int = -1, backend: str | None = None) -> Array:
     """exp(logits - logsumexp(logits)) along an axis.
 
@@ -50,6 +54,7 @@ def softmax(logits: Array, *, axis: int = -1, backend: str | None = None) -> Arr
     return _back(owner.row_stats_and_grad(rows, None, weights)[1], axis)
 
 
+@returns_own_kind
 def log_softmax(logits: Array, *, axis: int = -1, backend: str | None = None) -> Array:
     """logits - logsumexp(logits) along an axis, in nats; close to 0 it keeps the digits that a difference would lose.
 
@@ -63,10 +68,10 @@ def log_softmax(logits: Array, *, axis: int = -1, backend: str | None = None) ->
     return _back(owner.log_probs(rows, owner.row_stats(rows)), axis)
 
 
-def _softmax_alone(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _softmax_alone(labels: Array) -> tuple[Array, Array, Array]:
     """The GradWeights that leave just the softmax of rows without a label."""
-    zeros = np.zeros(labels.shape)
-    return np.ones(labels.shape), zeros, zeros
+    zeros = np.zeros_like(labels) + 0.0  # labels are integers
+    return zeros + 1.0, zeros, zeros
 
 
 def _rows(logits: Any, axis: Any, backend: str | None) -> tuple[Array, Any]:

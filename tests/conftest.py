@@ -8,6 +8,7 @@ from typing import Any
 
 import dask
 import dask.array as da
+import emulation
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -53,9 +54,29 @@ HOMES = (
 )
 
 
-@pytest.fixture(params=backends.BACKENDS, scope="module")
+def _has_gpu() -> bool:
+    try:
+        import cupy
+
+        return cupy.cuda.runtime.getDeviceCount() > 0
+    except Exception:  # CuPy and its driver have many ways to be absent
+        return False
+
+
+# Without a GPU the CUDA sources run on the CPU, under a module that takes CuPy's place.
+ON_GPU = _has_gpu()
+if not ON_GPU:
+    emulation.install()
+
+BACKENDS = [*backends.BACKENDS, pytest.param("cupy", marks=[pytest.mark.gpu] if ON_GPU else [])]
+
+
+@pytest.fixture(params=BACKENDS, scope="module")
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The backend that arrays in memory, and blocks of Dask arrays, go to where none is named."""
+    """The backend that arrays in memory, and blocks of Dask arrays, go to where none is named.
+
+    With "cupy" NumPy arrays go to the GPU and the results come back.
+    """
     choose = backends._in_memory
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backends, "_in_memory", lambda name: choose(name or request.param))

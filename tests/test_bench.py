@@ -14,19 +14,26 @@ import pytest
 from typer.testing import CliRunner
 
 import bench.__main__ as command
-from bench import limits, problems, results, timing
+from bench import devices, problems, report, results, run, timing
 from bench import oracle as bench_oracle
-from bench.cases import CASES, OURS, OURS_NUMPY, QUICK, TASKS, Case, Target, select
-from bench.memory import CLEAR_REFS, peak_growth
+from bench.cases import OURS, OURS_NUMPY, TASKS, Case, Target, select
+from bench.contenders import Contenders, Prepared, Refused, rotating
+from bench.cpu import CPU, limits
+from bench.cpu import timing as cpu_timing
+from bench.cpu.memory import CLEAR_REFS, peak_growth
+from bench.cpu.rivals import CONTENDERS
 from bench.results import CaseResult, Measurement, Run, judged
-from bench.rivals import CONTENDERS, Prepared, Refused
-from bench.run import measure
 from bench.timing import Plan, Timed
 
 ROOT = Path(__file__).parents[1]
 ONCE = Plan(seconds=0, least=1, most=1)
+CASES, QUICK = CPU.cases, CPU.quick
 HONEST = {task: CONTENDERS[task][OURS] for task in TASKS}
 TINY = {task: Case(task, "f32", 9, 40) for task in TASKS}
+
+
+def measure(case, plan=ONCE, **options):
+    return run.measure(case, CPU, plan, **options)
 
 
 def answering(change):
@@ -64,7 +71,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("task", "change"), WRONG.values(), ids=WRONG)
 def test_a_wrong_answer_of_ours_is_refused(task, change):
-    result = measure(TINY[task], ONCE, contenders={OURS: answering(change)})
+    result = measure(TINY[task], contenders={OURS: answering(change)})
     assert len(result.faults) == 1
     assert result.faults[0].startswith("gpuxent: ")
     assert (result.limit, result.contenders) == (None, ())
@@ -74,14 +81,14 @@ def test_an_error_of_ours_is_a_fault():
     def broken(problem):
         raise ZeroDivisionError("no luck")
 
-    assert measure(TINY["loss"], ONCE, contenders={OURS: broken}).faults == ("gpuxent: ZeroDivisionError: no luck",)
+    assert measure(TINY["loss"], contenders={OURS: broken}).faults == ("gpuxent: ZeroDivisionError: no luck",)
 
 
 @pytest.mark.parametrize("dtype", problems.DTYPES)
 @pytest.mark.parametrize("task", TASKS)
 def test_our_contenders_and_torch_answer_every_task(task, dtype):
     contenders = {name: CONTENDERS[task][name] for name in (OURS, OURS_NUMPY, "torch")}
-    result = measure(Case(task, dtype, 70, 300), ONCE, contenders=contenders)
+    result = measure(Case(task, dtype, 70, 300), contenders=contenders)
     assert result.faults == ()
     assert [found.name for found in result.contenders] == list(contenders)
     torch = result.contender("torch")
@@ -103,7 +110,7 @@ def test_rivals_that_do_not_take_part_are_counted_with_the_reason():
     rivals = {"a": refuses, "b": missing, "c": breaks}
     left_out = Counter()
     for _ in range(2):
-        result = measure(TINY["loss"], ONCE, left_out=left_out, contenders=rivals)
+        result = measure(TINY["loss"], left_out=left_out, contenders=rivals)
         assert result.contenders == ()
         assert result.limit.median > 0
     reasons = ["a: not today", "b: a_library_that_nobody_has is not installed", "c: RuntimeError: first line"]
@@ -129,7 +136,7 @@ def test_oracle_agrees_with_the_oracle_of_the_tests(task, dtype):
         value, rows = oracle.binary_cross_entropy(logits, labels), oracle.binary_losses(logits, labels)
     else:
         value, rows = oracle.cross_entropy(logits, labels), sum(oracle.row_losses(logits, labels))
-    if task in ("grad", "inplace"):
+    if task in ("grad", "inplace", "separate"):
         rows, entries = None, oracle.cross_entropy_grad(logits, labels)
     for mine, theirs in ((found.value, value), (found.rows, rows), (found.entries, entries)):
         assert (mine is None) == (theirs is None)
@@ -157,7 +164,7 @@ def test_data_can_fail_and_are_the_same_every_time():
 def test_names_are_unique_and_targets_can_be_judged():
     for cases in (CASES, QUICK):
         assert len({case.name for case in cases}) == len(cases)
-        assert {case.task for case in cases} == set(TASKS)
+        assert {case.task for case in cases} == set(TASKS) - {"separate"}
         assert {case.dtype for case in cases} == set(problems.DTYPES)
     for case in CASES:
         for target in case.targets:
@@ -166,9 +173,9 @@ def test_names_are_unique_and_targets_can_be_judged():
 
 
 def test_names_and_globs_select_cases_in_their_own_order():
-    assert select([]) == list(CASES)
-    assert [case.name for case in select(["loss-f32-8192x1000"])] == ["loss-f32-8192x1000"]
-    few = select(["inplace-*", "loss-f32-[18]x*"])
+    assert select([], CASES) == list(CASES)
+    assert [case.name for case in select(["loss-f32-8192x1000"], CASES)] == ["loss-f32-8192x1000"]
+    few = select(["inplace-*", "loss-f32-[18]x*"], CASES)
     assert [case.name for case in few] == [
         "inplace-f32-1024x128256",
         "inplace-bf16-1024x128256",
@@ -176,7 +183,7 @@ def test_names_and_globs_select_cases_in_their_own_order():
         "loss-f32-8x128256",
     ]
     with pytest.raises(ValueError, match="no case is named 'loss-f32-8192x1001'; close to it: loss-f32-8192x1000"):
-        select(["loss-*", "loss-f32-8192x1001"])
+        select(["loss-*", "loss-f32-8192x1001"], CASES)
 
 
 def test_traffic_is_what_has_to_be_moved():
@@ -212,8 +219,9 @@ def test_only_the_call_is_timed_and_turns_are_interleaved(monkeypatch):
         return run
 
     monkeypatch.setattr(timing, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(cpu_timing, "perf_counter", lambda: clock[0])
     calls = {"slow": Timed(act("slow", 3.0), before=act("before", 100.0)), "quick": Timed(act("quick", 0.008))}
-    found = timing.interleaved(calls, Plan(seconds=0, least=20, most=50))
+    found = timing.interleaved(calls, Plan(seconds=0, least=20, most=50), CPU.turn)
     assert found["slow"] == pytest.approx((3.0, 3.0, 3.0, 20))
     assert found["quick"] == pytest.approx((0.008, 0.008, 0.008, 20))
     assert log.count("slow") == log.count("before") == 40  # one off the clock, one on it
@@ -223,9 +231,9 @@ def test_only_the_call_is_timed_and_turns_are_interleaved(monkeypatch):
     assert Counter(turns) == {"S": 20, "Q": 20}
     assert "SS" in turns
     started = clock[0]
-    timing.interleaved(calls, Plan(seconds=700, least=2, most=50))
+    timing.interleaved(calls, Plan(seconds=700, least=2, most=50), CPU.turn)
     assert 4 * 206 < clock[0] - started < 5 * 206  # the round that is begun is finished
-    assert timing.interleaved(calls, Plan(seconds=1e9, least=2, most=7))["slow"].rounds == 7
+    assert timing.interleaved(calls, Plan(seconds=1e9, least=2, most=7), CPU.turn)["slow"].rounds == 7
 
 
 def test_spread_is_median_and_quartiles():
@@ -247,6 +255,8 @@ def test_limit_reads_or_copies_what_the_task_does(monkeypatch):
     monkeypatch.setattr(limits, "parallel_sum", lambda array: moved.append(array.nbytes))
     monkeypatch.setattr(limits, "parallel_copy", lambda source, target: moved.append(source.nbytes + target.nbytes))
     for case in TINY.values():
+        if case.task == "separate":  # two reads and a write, which no case asks of a CPU
+            continue
         moved.clear()
         limits.limit_of(problems.make(case))()
         assert sum(moved) == case.traffic
@@ -269,9 +279,9 @@ def test_peak_memory_counts_what_a_call_takes_for_a_while():
 def tiny(monkeypatch):
     """`--quick` runs one tiny case with our own contenders and torch; the picture is only noted."""
     drawn = []
-    monkeypatch.setattr(command, "QUICK", (TINY["loss"],))
-    monkeypatch.setattr(command, "QUICK_PLAN", ONCE)
-    monkeypatch.setattr(command.report, "draw", lambda run, path: drawn.append(path))
+    device = replace(CPU, quick=(TINY["loss"],), quick_plan=ONCE)
+    monkeypatch.setattr(devices, "device", lambda name: device)
+    monkeypatch.setattr(report, "draw", lambda run, path: drawn.append(path))
     monkeypatch.setitem(CONTENDERS, "loss", {name: CONTENDERS["loss"][name] for name in (OURS, OURS_NUMPY, "torch")})
     return drawn
 
@@ -295,7 +305,25 @@ def test_command_fails_if_ours_is_wrong(tiny, tmp_path, monkeypatch):
     assert done.exit_code == 1
     assert "loss-f32-9x40: FAILED, not timed" in done.stdout
     assert re.search(r"gpuxent: a row off by (1.9|2.0|2.1)e-06, allowed 9.5e-07", done.stdout)
-    assert list(tmp_path.iterdir()) == tiny == []
+    found = results.from_json((tmp_path / "cpu.json").read_text())  # what was found is not lost
+    assert found.failed
+    assert found.cases[0].contenders == ()
+
+
+def test_a_failed_run_does_not_touch_committed_results(tiny, monkeypatch):
+    monkeypatch.setitem(CONTENDERS["loss"], OURS, answering(WRONG["one row"][1]))
+    monkeypatch.setattr(results, "write", lambda run, path: pytest.fail(f"wrote {path}"))
+    device = replace(devices.device("cpu"), cases=(TINY["loss"],), plan=ONCE)
+    monkeypatch.setattr(devices, "device", lambda name: device)
+    assert CliRunner().invoke(command.app, []).exit_code == 1
+    assert tiny == []
+
+
+def test_no_case_begins_when_time_is_up(tiny, tmp_path):
+    done = CliRunner().invoke(command.app, ["--quick", "--minutes", "0", "--output", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "left out of 1 case: all: no time was left" in done.stdout
+    assert results.from_json((tmp_path / "cpu.json").read_text()).cases == ()
 
 
 @pytest.mark.parametrize("arguments", [["--quick"], ["--quick", "loss-*"]])
@@ -307,7 +335,6 @@ def test_a_quick_run_does_not_touch_committed_results(tiny, monkeypatch, argumen
 
 def test_usage_errors_are_one_line():
     for arguments, message in {
-        ("--device", "gpu"): "bench: there is no GPU backend to measure yet; leave out --device gpu\n",
         ("nonsense",): "bench: no case is named 'nonsense'; --list shows them all\n",
     }.items():
         done = CliRunner().invoke(command.app, arguments)
@@ -316,14 +343,54 @@ def test_usage_errors_are_one_line():
 
 def test_list_shows_the_cases():
     done = CliRunner().invoke(command.app, ["--list", "inplace-*"])
-    assert [line.split()[0] for line in done.stdout.splitlines()] == [case.name for case in select(["inplace-*"])]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        case.name for case in select(["inplace-*"], CASES)
+    ]
+
+
+# ---- contenders ----
+
+
+def test_a_rotating_contender_takes_the_next_place_with_every_call():
+    places = [problems.make(replace(TINY["loss"], rows=rows)) for rows in (2, 3, 4)]
+    seen = []
+
+    def prepare(problem):
+        def note(what):
+            return lambda: seen.append((what, problem.case.rows))
+
+        return Prepared(note("call"), lambda: seen.append("answer"), note("before"))
+
+    prepared = rotating(prepare, places)
+    assert prepared.calls == 3
+    prepared.before()
+    for _ in range(4):
+        prepared.call()
+    prepared.answer()
+    assert seen == [*(("before", n) for n in (2, 3, 4)), *(("call", n) for n in (2, 3, 4, 2)), "answer"]
+    assert rotating(prepare, places * 100).calls == 32  # as many as are asked for in a row
+
+
+def test_contenders_that_compile_stay_out_of_cases_without_time_for_it():
+    case = replace(TINY["loss"], compiling=False)
+    assert set(CONTENDERS["loss"]) - set(run.taking_part(case, CPU)) == {"torch compiled", "torch lse-gather compiled"}
+    assert run.taking_part(TINY["loss"], CPU) == CONTENDERS["loss"]
+
+
+def test_contenders_keep_the_order_in_which_they_are_added():
+    first, second = Contenders(), Contenders()
+    first.add("a", "loss", "grad")(None)
+    second.add("b", "loss")(None)
+    first.include(second)
+    assert list(first["loss"]) == ["a", "b"]
+    assert list(first["grad"]) == ["a"]
 
 
 # ---- results and the README ----
 
 
 @pytest.fixture
-def run():
+def a_run():
     big = replace(TINY["loss"], rows=1024, vocab=128256, headline=True)
     case = result_of(big, limit=0.0161234567, gpuxent=0.02, torch=0.2, torch_compiled=0.04)
     case = replace(case, verdicts=judged(case, (Target("torch", 9),)))
@@ -339,10 +406,10 @@ def run():
     )
 
 
-def test_results_go_to_json_and_back(run):
-    text = results.to_json(run)
+def test_results_go_to_json_and_back(a_run):
+    text = results.to_json(a_run)
     again = results.from_json(text)
-    assert again == replace(run, cases=(replace(run.cases[0], limit=again.cases[0].limit), run.cases[1]))
+    assert again == replace(a_run, cases=(replace(a_run.cases[0], limit=again.cases[0].limit), a_run.cases[1]))
     assert again.cases[0].limit.median == 0.0161235  # six digits
     assert results.to_json(again) == text
     json.loads(text, parse_constant=pytest.fail)
@@ -355,10 +422,10 @@ def readme_table(*arguments):
     return subprocess.run(script, capture_output=True, text=True, timeout=60)
 
 
-def test_readme_table_is_written_and_a_changed_number_is_found(run, tmp_path):
+def test_readme_table_is_written_and_a_changed_number_is_found(a_run, tmp_path):
     readme, cpu = tmp_path / "README.md", tmp_path / "cpu.json"
     files = "--readme", readme, "--results", cpu
-    results.write(run, cpu)
+    results.write(a_run, cpu)
     readme.write_text("# Title\n")
     assert "must have these two lines" in readme_table(*files).stderr
     markers = readme_table(*files).stderr.splitlines()[-2:]

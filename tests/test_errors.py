@@ -47,7 +47,7 @@ CASES = [
     ("negative class_weight", LOGITS, LABELS, {"class_weight": [1, 1, -2, 1]}, ValueError, r"class_weight\[2\] is -2, expected a finite weight of at least 0"),
     ("class_weight of text", LOGITS, LABELS, {"class_weight": ["a"] * 4}, TypeError, r"class_weight must be numbers, got dtype <U1"),
     ("ignore_index", LOGITS, LABELS, {"ignore_index": 1.5}, TypeError, r"ignore_index must be an integer or None, got 1.5"),
-    ("backend", LOGITS, LABELS, {"backend": "cuda"}, ValueError, r"backend must be None or one of 'numba', 'numpy', got 'cuda'"),
+    ("backend", LOGITS, LABELS, {"backend": "cuda"}, ValueError, r"backend must be None or one of 'numba', 'numpy', 'cupy', got 'cuda'"),
 ]  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_leading_axes_are_named_by_their_index():
     [
         ({"grad_output": np.ones(3)}, ValueError, r"grad_output must be a number with reduction='mean', got shape \(3,\)"),
         ({"grad_output": np.ones(2), "reduction": "none"}, ValueError, r"grad_output must be a number or have shape \(3,\), got shape \(2,\)"),
-        ({"grad_output": "x"}, TypeError, r"grad_output must be a NumPy or Dask array, got builtins.str"),
+        ({"grad_output": "x"}, TypeError, r"grad_output must be a NumPy, CuPy or Dask array, got builtins.str"),
         ({"denominator": 3, "reduction": "sum"}, ValueError, r"denominator goes with reduction='mean', got reduction='sum'"),
         ({"denominator": 0}, ValueError, r"denominator must be a number above 0, got 0"),
         ({"out": np.zeros((3, 4))}, ValueError, r"out must be an array of shape \(3, 4\) and dtype float32, got shape \(3, 4\) and dtype float64"),
@@ -117,7 +117,7 @@ def test_a_bad_label_leaves_out_untouched():
 def test_kinds_of_arrays():
     with pytest.raises(TypeError, match="logits is a masked array, whose mask would be lost"):
         gx.cross_entropy(np.ma.masked_array(LOGITS), LABELS)
-    with pytest.raises(TypeError, match=r"logits must be a NumPy or Dask array, got builtins\.str"):
+    with pytest.raises(TypeError, match=r"logits must be a NumPy, CuPy or Dask array, got builtins\.str"):
         gx.cross_entropy("logits.npy", LABELS)
     with pytest.raises(TypeError, match="labels is a Dask array but logits is not"):
         gx.cross_entropy(LOGITS, da.from_array(LABELS))

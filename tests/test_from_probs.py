@@ -99,3 +99,11 @@ def test_errors(home):
         home.compute(gx.cross_entropy_from_probs(home.put(good), np.array([0, 4, 1]), label_format="index"))
     with pytest.raises(ValueError, match="ignore_index must be left at its default for soft labels, got 3"):
         gx.cross_entropy_from_probs(home.put(good), good, label_format="soft", ignore_index=3)
+
+
+def test_divergences_where_one_model_is_almost_sure():
+    """ln(p / q) where p is far below q: 1 + (p - q) / q is 0 in floating point, and its logarithm is not."""
+    p, q = np.array([[1e-20, 1.0]]), np.array([[0.5, 0.5]])
+    assert_close(np.asarray(gx.kl_divergence_from_probs(p, q)), np.array([np.log(2)]), 4, np.float64)
+    js = (np.log(1 / 0.75) + 0.5 * (np.log(0.5 / 0.25) + np.log(0.5 / 0.75))) / 2
+    assert_close(np.asarray(gx.js_divergence_from_probs(p, q)), np.array([js]), 8, np.float64)

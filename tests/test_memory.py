@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import gpuxent as gx
+from gpuxent.backends import BACKENDS
 
-pytestmark = pytest.mark.usefixtures("backend")
+pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.parametrize("backend", BACKENDS, indirect=True)]
 
 ROWS, VOCAB = 1024, 128256
 LIMIT = 32 * 2**20

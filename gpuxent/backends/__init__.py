@@ -23,6 +23,7 @@ And what lets one piece of code serve arrays in memory and lazy ones:
     map_rows(function, *arguments, outputs, dtype, at): apply a function of vectors and records to the rows; with `at`
         it is told the index of its first row as `start`
     total(values, denominator) -> the exact sum of all entries over the denominator, rounded once
+        (an array of shape () where the values are on a GPU)
     laid_out_as(logits, values): labels or other rows cut up as the logits are
     unlabelled(rows): NO_LABEL for each row
     after(guard, rows): the rows, but not before the guard (which raises for bad values) has been computed
@@ -31,31 +32,51 @@ And what lets one piece of code serve arrays in memory and lazy ones:
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-BACKENDS = ("numba", "numpy")  # what `backend=` can name
+import numpy as np
+
+from gpuxent.backends import _cupy_found
+
+BACKENDS = ("numba", "numpy")  # for arrays in the CPU's memory
+NAMES = (*BACKENDS, "cupy")  # what `backend=` can name
 
 
 def backend_of(array: Any, name: str | None = None) -> Any:
     """The backend that owns the array's type; `name` picks among those that can work on it.
 
-    Each is imported only when an array of its kind turns up. Arrays in memory go to Numba where it is installed, else
-    to NumPy. For a Dask array the name is that of the backend of its blocks.
+    Each is imported only when an array of its kind turns up. NumPy arrays go to Numba where it is installed, else to
+    NumPy; "cupy" brings them to the GPU and the results back. CuPy arrays stay on theirs. For a Dask array the name is
+    that of the backend of its blocks.
     """
-    if name is not None and name not in BACKENDS:
-        raise ValueError(f"backend must be None or one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    if name is not None and name not in NAMES:
+        raise ValueError(f"backend must be None or one of {', '.join(map(repr, NAMES))}, got {name!r}")
+    if name in BACKENDS and on_gpu(array):
+        raise ValueError(
+            f"backend must be None or 'cupy' for CuPy arrays, got {name!r}; cupy.asnumpy makes NumPy arrays"
+        )
     if is_dask(array):
         from gpuxent.backends._dask import DaskBackend
 
         return DaskBackend(name)
-    return _in_memory(name)
+    return _in_gpu_memory() if is_cupy(array) else _in_memory(name)
+
+
+@cache
+def _in_gpu_memory() -> Any:
+    _cupy_found.cupy()
+    return import_module("gpuxent.backends._cupy")
 
 
 @cache
 def _in_memory(name: str | None) -> Any:
+    if name == "cupy":
+        _cupy_found.cupy()
+        return import_module("gpuxent.backends._cupy_host")
     if name == "numba" and not has_numba():
         raise ModuleNotFoundError("backend 'numba' needs Numba, which is not installed: pip install 'gpuxent[cpu]'")
     if name == "numba" or (name is None and has_numba()):
@@ -73,10 +94,36 @@ def has_numba() -> bool:
 
 
 def is_dask(array: Any) -> bool:
-    """By the modules of its type, so that Dask is not imported to find out."""
+    """By the modules of its type, so that Dask is not imported to find out; and so with CuPy."""
     return _of_dask(type(array))  # type: ignore[arg-type]  # types are hashable
 
 
 @cache
 def _of_dask(kind: type) -> bool:
     return any(base.__module__.partition(".")[0] == "dask" for base in kind.__mro__)
+
+
+def is_cupy(array: Any) -> bool:
+    return _of_cupy(type(array))  # type: ignore[arg-type]
+
+
+@cache
+def _of_cupy(kind: type) -> bool:
+    return any((base.__module__, base.__name__) == ("cupy", "ndarray") for base in kind.__mro__)
+
+
+def on_gpu(array: Any) -> bool:
+    """A CuPy array, or a Dask array of them."""
+    return is_cupy(getattr(array, "_meta", array))
+
+
+def on_host(array: Any) -> Any:
+    """A CuPy array as a NumPy array, which waits for the GPU; any other as it is."""
+    return array.get() if is_cupy(array) else array
+
+
+def to_gpu(array: np.ndarray, beside: Any = None) -> Any:
+    """A NumPy array as a CuPy array on the current device or `beside` another one; waits for nothing."""
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    with nullcontext() if beside is None else beside.device:
+        return _cupy_found.cupy().asarray(native)

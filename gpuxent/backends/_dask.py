@@ -4,11 +4,15 @@ Rows and vocabulary may be split freely. Each block (a slice of some rows) gives
 fields) through one `blockwise`; a second one, contracting the vocabulary, merges the states of a row's slices in
 column order. Dask does not fuse the second into the first, so no task ever holds all slices of its rows. Building a
 graph computes nothing.
+
+Blocks may be CuPy arrays: states and vectors then stay on their GPU. NumPy chunks of labels, of weights and the like
+are moved beside them inside the task, and only exact sums come to the CPU. No graph has a kernel in it, only names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial, reduce
 from itertools import islice
@@ -28,7 +32,7 @@ from gpuxent._records import (
     Spread,
     Transform,
 )
-from gpuxent.backends import backend_of
+from gpuxent.backends import _numpy, backend_of, is_cupy, on_host, to_gpu
 from gpuxent.backends._threads import threads
 
 INTEGER_FIELDS = ("argmax", "rank")  # exact in float64 all the same
@@ -194,26 +198,28 @@ class DaskBackend:
         flat, rebuild = _flatten(arguments)
         ndim = max(_ndim(a) for a in flat)
         like = next((a for a in flat if isinstance(a, da.Array) and a.ndim == ndim), None)
-        if like is None:  # numbers alone: nothing is lazy
-            from gpuxent.backends import _numpy
-
-            return _numpy.map_rows(function, *arguments, outputs=outputs, dtype=dtype, at=at)
+        bound = [*function.args, *function.keywords.values()] if isinstance(function, partial) else []
+        gpu = None if dtype is object else _first_on_gpu([*flat, *bound])
+        if like is None:  # nothing is lazy
+            owner = _numpy if gpu is None else backend_of(gpu)
+            return owner.map_rows(function, *arguments, outputs=outputs, dtype=dtype, at=at)
         flat = [_chunked(a, like.chunks) if _ndim(a) == ndim > 0 else a for a in flat]
         starts = [_starts(sizes) for sizes in like.chunks] if at else []
 
         def on_block(*block: Any) -> Any:
             values, corner = block[: len(flat)], block[len(flat) :]
-            where = {"start": tuple(int(c[0]) for c in corner)} if at else {}
-            with np.errstate(all="ignore"):
-                result = function(*rebuild(values), **where)
-            return np.asarray(result, dtype) if outputs == 1 else _stacked(result)
+            start = tuple(int(c[0]) for c in corner) if at else None
+            gpu = None if dtype is object else _first_on_gpu([*values, *bound])
+            own = rebuild([on_host(v) for v in values] if gpu is None else _beside(gpu, values))
+            result = _mapped(function, own, start, gpu, outputs=outputs, dtype=dtype)
+            return _as_dtype(result, dtype) if outputs == 1 else _stacked(result)
 
         index = tuple(range(ndim))
         pairs = [_indexed(a) for a in flat]
         pairs += [(start, (axis,)) for axis, start in enumerate(starts)]
         if outputs == 1:
-            return _blockwise(on_block, index, pairs, dtype)
-        states = _blockwise(on_block, (*index, ndim), pairs, np.float64, new_axes={ndim: outputs})
+            return _blockwise(on_block, index, pairs, dtype, gpu)
+        states = _blockwise(on_block, (*index, ndim), pairs, np.float64, gpu, new_axes={ndim: outputs})
         return tuple(states[..., i] for i in range(outputs))
 
     def total(self, values: da.Array, denominator: Any = 1.0) -> da.Array:
@@ -248,7 +254,8 @@ class DaskBackend:
     ) -> da.Array:
         """A block for every block of logits."""
         call, pairs = self._block_call(function, logits, labels, others)
-        return _blockwise(call, tuple(range(logits.ndim)), pairs, logits.dtype if dtype is None else dtype)
+        dtype = logits.dtype if dtype is None else dtype
+        return _blockwise(call, tuple(range(logits.ndim)), pairs, dtype, _first_on_gpu([logits]))
 
     def _states(self, function: BlockFunction, logits: da.Array, labels: Any, *others: Any, outputs: int) -> da.Array:
         """The vectors that the function gives for each block, as states (rows, slices, outputs)."""
@@ -259,6 +266,7 @@ class DaskBackend:
             (*range(vocab), vocab, fields),
             pairs,
             np.float64,
+            _first_on_gpu([logits]),
             new_axes={fields: outputs},
             adjust_chunks={vocab: lambda _: 1},
         )
@@ -285,8 +293,37 @@ def _on_block(
     function: BlockFunction, name: str | None, rebuild: Any, logits: Any, labels: Any, start: Any, *flat: Any
 ) -> Any:
     """One thread per task: Dask runs as many tasks as there are cores."""
+    labels, *others = _beside(logits, (labels, *flat)) if is_cupy(logits) else (labels, *flat)
     with threads(1), np.errstate(all="ignore"):
-        return function(backend_of(logits, name), logits, labels, int(start[0]), *rebuild(flat))
+        return function(backend_of(logits, name), logits, labels, int(start[0]), *rebuild(others))
+
+
+def _mapped(
+    function: Callable[..., Any], values: list[Any], start: tuple[int, ...] | None, gpu: Any, **how: Any
+) -> Any:
+    """The function of a block's vectors and records, which is told where the block begins if it wants to know."""
+    if gpu is None:
+        return _numpy.map_rows(function if start is None else partial(function, start=start), *values)
+    try:
+        return backend_of(gpu).map_rows(function, *values, at=start is not None, **how)
+    except (IndexError, ValueError):
+        if start is None:
+            raise
+        return function(*map(on_host, values), start=start)  # the same error, at its place in the whole array
+
+
+def _first_on_gpu(values: Sequence[Any]) -> Any:
+    """A CuPy array: one of the values, or what blocks of a Dask array among them are like. None if there is none."""
+    return next((v for v in (getattr(v, "_meta", v) for v in values) if is_cupy(v)), None)
+
+
+def _beside(gpu: Any, values: Sequence[Any]) -> list[Any]:
+    """A task's arguments with the NumPy arrays (chunks of labels and weights) moved to where a CuPy array is."""
+    return [(to_gpu(v, gpu) if v.ndim else v[()]) if isinstance(v, np.ndarray) else v for v in values]
+
+
+def _as_dtype(values: Any, dtype: Any) -> Any:
+    return values.astype(dtype, copy=False) if hasattr(values, "astype") else np.asarray(values, dtype)
 
 
 def _state(call: Callable[..., Any], *block: Any) -> np.ndarray:
@@ -305,18 +342,29 @@ def _blockwise(
     index: tuple[int, ...],
     pairs: Sequence[Pair],
     dtype: Any,
+    gpu: Any = None,
     **how: Any,
 ) -> da.Array:
-    """`da.blockwise` with a meta of our own: Dask would find it by calling the function with empty arrays."""
+    """`da.blockwise` with a meta of our own, like the CuPy array `gpu` if there is one: Dask would find it by calling
+    the function with empty arrays."""
     flat = [part for pair in pairs for part in pair]
     meta = np.empty((0,) * len(index), dtype)
+    if gpu is not None:
+        meta, function = to_gpu(meta, gpu), partial(_on_its_device, function)
     return da.blockwise(function, index, *flat, dtype=dtype, meta=meta, align_arrays=False, **how)
+
+
+def _on_its_device(function: Callable[..., Any], *block: Any) -> Any:
+    gpu = _first_on_gpu(block)
+    with nullcontext() if gpu is None else gpu.device:
+        return function(*block)
 
 
 def _contract(states: da.Array, merge: Callable[[np.ndarray], np.ndarray]) -> da.Array:
     """States (rows, slices, fields) merged over the slices, in column order."""
     *rows, slices, fields = range(states.ndim)
-    return _blockwise(merge, (*rows, fields), [(states, (*rows, slices, fields))], np.float64, concatenate=True)
+    pairs = [(states, (*rows, slices, fields))]
+    return _blockwise(merge, (*rows, fields), pairs, np.float64, _first_on_gpu([states]), concatenate=True)
 
 
 def _indexed(value: Any) -> Pair:
@@ -344,7 +392,7 @@ def _chunked(values: Any, chunks: tuple[tuple[int, ...], ...]) -> da.Array:
     """NumPy or Dask values as a Dask array with these chunks."""
     if isinstance(values, da.Array):
         return values if values.chunks == chunks else values.rechunk(chunks)
-    return da.from_array(np.asarray(values), chunks=chunks)
+    return da.from_array(values if is_cupy(values) else np.asarray(values), chunks=chunks)
 
 
 def _starts(sizes: tuple[int, ...]) -> da.Array:
@@ -352,8 +400,8 @@ def _starts(sizes: tuple[int, ...]) -> da.Array:
     return da.from_array(np.cumsum((0, *sizes[:-1])), chunks=1)
 
 
-def _stacked(vectors: Any) -> np.ndarray:
-    return np.stack([np.asarray(v, np.float64) for v in vectors], axis=-1)
+def _stacked(vectors: Any) -> Any:
+    return np.stack([_as_dtype(v, np.float64) for v in vectors], axis=-1)
 
 
 def _row_record(states: Any) -> RowStats:

@@ -31,7 +31,8 @@ def pair_stats(
         load(views[0], a, IDENTITY)
         load(views[1], b, IDENTITY)
         if p_stats is None:
-            np.log1p((a - b) / b, out=log_ratio)  # exact where the two are close
+            close = np.abs(a - b) < b / 2  # log1p is exact there, and loses a p far below q
+            log_ratio[...] = np.where(close, np.log1p((a - b) / b), np.log(a) - np.log(b))
         else:
             for buffer, top, log_sum in ((a, views[2], views[3]), (b, views[4], views[5])):
                 buffer -= top

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from gpuxent import _arguments as arguments
+from gpuxent.backends import is_cupy, to_gpu
 from gpuxent.backends._threads import thread_count, threads
-from gpuxent.evaluation.sources import Rows, Source
+from gpuxent.evaluation.sources import ArraySource, Rows, Source
 from gpuxent.evaluation.totals import RowScores, score_rows
 
-BLOCK_BYTES = (
-    32 * 2**20
-)  # of logits per block: long enough that a block's overhead does not count, short enough for progress
+# Of logits per block: long enough that a block's overhead does not count, short enough for progress. A GPU reads
+# a hundred times faster.
+BLOCK_BYTES, GPU_BLOCK_BYTES = 32 * 2**20, 2**30
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,16 @@ def score_blocks(
     labels: Source,
     documents: Source | None = None,
     *,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int | None = None,
     **options: Any,
 ) -> Iterator[Block]:
-    """The blocks of a data set in order, one scored on each thread; `options` go to `score_rows`."""
+    """The blocks of a data set in order, one scored on each thread; `options` go to `score_rows`.
+
+    A CuPy array is scored by the calling thread, on whose current stream the array is ready.
+    """
     check_sources(logits, labels, documents)
-    plan = list(plan_blocks(logits, block_bytes))
+    on_gpu = isinstance(logits, ArraySource) and is_cupy(logits.array)
+    plan = list(plan_blocks(logits, block_bytes or (GPU_BLOCK_BYTES if on_gpu else BLOCK_BYTES)))
     if not plan:
         return
     workers = min(thread_count(), len(plan))
@@ -59,12 +64,18 @@ def score_blocks(
         with threads(threads_per_block):
             try:
                 first = tuple(s.start for s in rows)
-                scores = score_rows(logits.read(rows), labels.read(rows), first_row=first, **options)
+                block, block_labels = logits.read(rows), labels.read(rows)
+                if on_gpu and not isinstance(labels, ArraySource):  # from a file
+                    block_labels = to_gpu(block_labels, block)
+                scores = score_rows(block, block_labels, first_row=first, **options)
             except IndexError as error:  # a label outside the vocabulary
                 raise IndexError(f"{error} (in {labels.name})") from None
         ids = None if documents is None else documents.read(rows).ravel()
         return Block(first_row, RowScores(*(field.ravel() for field in vars(scores).values())), ids)
 
+    if on_gpu:
+        yield from (score(*place) for place in plan)
+        return
     with ThreadPoolExecutor(workers, thread_name_prefix="gpuxent-block") as pool:
         flying: deque[Future[Block]] = deque()
         try:

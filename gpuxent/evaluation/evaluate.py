@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from gpuxent import _arguments as arguments
+from gpuxent._dlpack import returns_own_kind
 from gpuxent._records import Array
-from gpuxent.backends import backend_of, is_dask
+from gpuxent.backends import backend_of, is_cupy, is_dask
 from gpuxent.evaluation.driver import score_blocks
 from gpuxent.evaluation.result import Evaluation
 from gpuxent.evaluation.sources import ArraySource, Source, open_source
@@ -17,6 +18,7 @@ from gpuxent.evaluation.totals import RowScores, Totals, merge_all, score_rows
 from gpuxent.losses import cross_entropy
 
 
+@returns_own_kind
 def perplexity(
     logits: Array,
     labels: Array,
@@ -27,7 +29,7 @@ def perplexity(
     check_labels: bool = True,
     backend: str | None = None,
 ) -> float:
-    """exp of the mean cross-entropy of the rows that count, as a float. A Dask array is computed.
+    """exp of the mean cross-entropy of the rows that count, as a float. A Dask array is computed, a GPU waited for.
 
     Arguments and errors as `cross_entropy`; the mean is the correctly rounded one. inf if the exponential overflows
     (the cross-entropy itself does not), NaN if no row counts.
@@ -46,9 +48,10 @@ def perplexity(
         backend=backend,
     )
     with np.errstate(over="ignore"):
-        return float(np.exp(mean.compute() if is_dask(mean) else mean))
+        return float(np.exp(float(mean.compute() if is_dask(mean) else mean)))
 
 
+@returns_own_kind
 def evaluate(
     logits: Array | str | Path | Source,
     labels: Array | str | Path | Source,
@@ -66,9 +69,11 @@ def evaluate(
     Every sum is exact, so the result is the same bit for bit however the rows are cut into blocks.
 
     Args:
-        logits: (..., vocab): a NumPy or Dask array, or the path of a `.npy` file or a Zarr v3 folder, read block by
-            block.
-        labels: (...) integers, of any of these kinds; a Dask array only beside Dask logits.
+        logits: (..., vocab): a NumPy, CuPy or Dask array, a tensor on a GPU, or the path of a `.npy` file or a Zarr v3
+            folder, read block by block. What is measured of each row of a CuPy array comes to the CPU, block by block:
+            that waits for the GPU.
+        labels: (...) integers, of any of these kinds; a Dask array only beside Dask logits, a NumPy array not beside
+            CuPy logits.
         topk: the k of the top-k accuracies; 1 is always among them.
         bins: number of equal-width bins of p_max for the expected calibration error.
         ignore_index, softcap, temperature, check_labels, backend: as `cross_entropy`.
@@ -93,17 +98,18 @@ def evaluate(
     if is_dask(logits):
         return _dask_totals(logits, labels, identity, options).result()
     totals = identity
-    for block in score_blocks(as_source(logits, "logits"), as_source(labels, "labels"), **options):
+    beside = logits if is_cupy(logits) else None
+    for block in score_blocks(as_source(logits, "logits"), as_source(labels, "labels", beside), **options):
         totals = totals.with_rows(block.scores, block.numbers)
     return totals.result()
 
 
-def as_source(value: Any, name: str) -> Source:
+def as_source(value: Any, name: str, beside: Array | None = None) -> Source:
     if isinstance(value, (str, Path)):
         return open_source(value)
     if hasattr(value, "read") and hasattr(value, "row_chunk"):
         return value
-    array = arguments.array(value, name)
+    array = arguments.array(value, name) if beside is None else arguments.beside(value, name, beside)
     if is_dask(array):
         raise TypeError(f"{name} is a Dask array but logits are not; make both Dask arrays")
     return ArraySource(array, name)
@@ -123,6 +129,6 @@ def _dask_totals(logits: Any, labels: Any, identity: Totals, options: dict[str, 
     def block_totals(*fields: np.ndarray, start: tuple[int, ...]) -> Totals:
         places = np.indices(fields[0].shape) + np.reshape(start, (-1,) + (1,) * len(shape))
         numbers = np.ravel_multi_index(tuple(places), shape)
-        return identity.with_rows(RowScores(fields[0].astype(bool), *fields[1:]), numbers)
+        return identity.with_rows(RowScores(*fields), numbers)
 
     return merge_all([identity, *backend_of(logits).block_results(block_totals, *vars(scores).values())])

@@ -27,15 +27,15 @@ class Source(Protocol):
     def row_chunk(self) -> int:
         """Blocks that begin at multiples of this many entries of the first axis read no chunk twice."""
 
-    def read(self, rows: Rows, columns: slice = slice(None)) -> np.ndarray:
-        """The rows, and of logits the columns (a slice of the last axis)."""
+    def read(self, rows: Rows, columns: slice = slice(None)) -> Any:
+        """The rows, and of logits the columns (a slice of the last axis): a NumPy or CuPy array."""
 
 
 @dataclass(frozen=True)
 class ArraySource:
-    """An array in memory."""
+    """An array in memory, that of the CPU or of a GPU."""
 
-    array: np.ndarray
+    array: Any
     name: str = "array"
     row_chunk: int = 1
 
@@ -47,7 +47,7 @@ class ArraySource:
     def dtype(self) -> np.dtype:
         return self.array.dtype
 
-    def read(self, rows: Rows, columns: slice = slice(None)) -> np.ndarray:
+    def read(self, rows: Rows, columns: slice = slice(None)) -> Any:
         return _cut(self.array, rows, columns)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from gpuxent import _row_loss
 from gpuxent._records import IGNORED, NO_SQUARES, NOTHING, ExactSum
 from gpuxent._rows import Rows
+from gpuxent.backends import on_host
 from gpuxent.evaluation.result import CalibrationBin, Evaluation
 
 FORMAT = "gpuxent totals, version 1"
@@ -31,9 +32,14 @@ class RowScores:
 
 
 def score_rows(logits: Any, labels: Any, **options: Any) -> RowScores:
-    """RowScores of NumPy rows; `options` are those of `cross_entropy` that do not change what is measured."""
+    """RowScores of rows; `options` are those of `cross_entropy` that do not change what is measured.
+
+    Those of CuPy rows are brought to the CPU, where totals are made, which waits for the GPU.
+    """
     rows = Rows.open(logits, labels, **options)
-    return RowScores(*rows.backend.map_rows(_scores, rows.stats(also=("moment", "rank")), rows.labels, outputs=5))
+    fields = rows.backend.map_rows(_scores, rows.stats(also=("moment", "rank")), rows.labels, outputs=5)
+    scored, *measured = map(on_host, fields)
+    return RowScores(scored.astype(bool), *measured)
 
 
 def _scores(stats: Any, labels: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -10,9 +9,9 @@ from itertools import pairwise
 import numpy as np
 
 from bench.cases import TASKS
+from bench.machine import CORES
 from bench.problems import Problem
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 SMALLEST_PIECE = 1 << 20  # bytes; below that, waking a thread costs more than it saves
 
 _pool = ThreadPoolExecutor(CORES)
