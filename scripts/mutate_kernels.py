@@ -38,7 +38,7 @@ FAULTS = [
     Fault(
         "a block that leaves its cluster",
         "groups.cu",
-        "void leave() const { Cluster<count>::sync(); }",
+        "void leave() const { Cluster<count>::wait(); }",
         "void leave() const {}",
     ),
     Fault("lanes that do not wait before they write", "groups.cu", "        __syncwarp();\n", ""),

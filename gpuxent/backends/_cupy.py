@@ -40,6 +40,7 @@ __all__ = [
     "unlabelled",
 ]
 
+MOST_CLASSES = 2**31 - 2**16  # columns are int in the kernels, which look a little ahead
 PIECE = 1 << 14  # bytes below which a row is not cut up further
 PIECE_SUMS = 40  # at most, of struct PieceSums in split.cu
 
@@ -96,7 +97,7 @@ def logit_grad(
     job.point(max=stats.max, rest=stats.rest, label_logit=stats.label_logit)
     if spread is not None:
         job.point(weight=stats.spread_weight)
-    _over_pieces(job, f"gradient_rows<{job.types}, {job.how}>")
+    _over_pieces(job, f"gradient_rows<{job.types}, {job.how}, {{}}>")
     return out
 
 
@@ -139,7 +140,7 @@ def log_probs(logits: cupy.ndarray, stats: RowStats) -> cupy.ndarray:
     out = cupy.empty(logits.shape, logits.dtype)
     job = _Job(logits, None, 0, None, IDENTITY, out)
     job.point(max=stats.max, rest=stats.rest)
-    _over_pieces(job, f"log_prob_rows<{job.logit}>")
+    _over_pieces(job, f"log_prob_rows<{job.logit}, {{}}>")
     return out
 
 
@@ -182,6 +183,8 @@ class _Job:
         out: cupy.ndarray | None = None,
     ) -> None:
         self.shape, self.vocab = logits.shape[:-1], logits.shape[-1]
+        if self.vocab > MOST_CLASSES:
+            raise ValueError(f"logits must have at most {MOST_CLASSES} classes on a GPU, got {self.vocab}")
         self.rows = math.prod(self.shape)
         self.logit, self.itemsize = core.C_TYPES[logits.dtype], logits.itemsize
         self.arrays = {"logits": logits}
@@ -340,9 +343,13 @@ def _row_stats(shape: tuple[int, ...], **found: cupy.ndarray) -> RowStats:
 
 @cache
 def _identities(device: int) -> dict[str, cupy.ndarray]:
-    numbers = {name: cupy.zeros((), np.float64) for name in ("spread_gap", "spread_weight", "moment")}
-    numbers["label_logit"] = cupy.full((), -np.inf)
-    return numbers | {"argmax": cupy.full((), NO_CLASS, np.int64), "rank": cupy.zeros((), np.int64)}
+    """Made once, in a stream of their own that is waited for: whatever stream comes first, they are there."""
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        numbers = {name: cupy.zeros((), np.float64) for name in ("spread_gap", "spread_weight", "moment")}
+        numbers["label_logit"] = cupy.full((), -np.inf)
+        numbers |= {"argmax": cupy.full((), NO_CLASS, np.int64), "rank": cupy.zeros((), np.int64)}
+        stream.synchronize()
+    return numbers
 
 
 # ---- which kernel ----
@@ -462,12 +469,13 @@ def _whole_vectors(size: int) -> int:
 
 
 def _over_pieces(job: _Job, kernel: str) -> None:
-    """For kernels that treat every piece of a row alike."""
-    if job.rows:
-        vectors = -(-job.row_bytes // core.VECTOR)
-        slices = max(1, vectors // 2048)
-        threads = min(256, -(-(vectors // slices) // (32 * core.VECTORS_EACH)) * 32 or 32)
-        job.launch(kernel, threads, slices, 1, core.BLOCK_SHARED)
+    """For kernels that treat every piece of a row alike: short rows go to some lanes of a warp each."""
+    vectors = -(-job.row_bytes // core.VECTOR)
+    lanes = next((lanes for lanes in (8, 32) if vectors <= lanes * core.VECTORS_EACH), 0)
+    if lanes and job.rows:
+        job.launch(kernel.format(lanes), 256, 1, 256 // lanes)
+    elif job.rows:
+        job.launch(kernel.format(0), 256, max(1, vectors // 2048), 1, core.BLOCK_SHARED)
 
 
 def _from_reduction(logits: cupy.ndarray, vocab_start: int, also: Sequence[str]) -> RowStats:

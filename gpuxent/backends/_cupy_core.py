@@ -15,7 +15,16 @@ FOLDER = Path(__file__).parent / "kernels"
 # -ftz: exp2 of a denormal costs scaling instructions without it, and no sum here depends on one.
 OPTIONS = ("-std=c++17", "-ftz=true")
 
-ROWS = ("formats", "task", "groups", "gradient", "sums", "resident", "split")  # the files of the kernels over rows
+ROWS = (
+    "float32",
+    "formats",
+    "task",
+    "groups",
+    "gradient",
+    "sums",
+    "resident",
+    "split",
+)  # the files of the kernels over rows
 
 C_TYPES = {
     np.dtype(stored): name
@@ -92,14 +101,14 @@ def builds() -> Iterator[Build]:
             yield Build(ROWS, (_cluster(logit, how),), every_arch=True, least_arch=90)
         yield Build(ROWS, tuple(_others(logit)), every_arch=True)
         for how in (UNIFORM, BY_CLASS, SOFT):
-            with_gradient = (f"gradient_rows<{logit}, float, {how}>", *_resident(logit, how | GRADIENT))
+            with_gradient = (*_gradient(logit, how), *_resident(logit, how | GRADIENT))
             yield Build(ROWS, (*_resident(logit, how), *with_gradient), every_arch=False)
         for how in (ARGMAX, MOMENT, RANK, SOFTCAP):
             yield Build(ROWS, tuple(_resident(logit, how)), every_arch=False)
         for how in (everything, everything | GRADIENT, everything | SOFTCAP, everything | SOFTCAP | GRADIENT):
             yield Build(ROWS, tuple(_resident(logit, how)), every_arch=False)
             yield Build(ROWS, (_cluster(logit, how),), every_arch=False, least_arch=90)
-        yield Build(ROWS, (f"gradient_rows<{logit}, float, {SOFT | SOFTCAP}>",), every_arch=False)
+        yield Build(ROWS, tuple(_gradient(logit, SOFT | SOFTCAP)), every_arch=False)
         if logit != "double":
             for how in (0, ARGMAX | MOMENT | RANK):
                 yield Build(ROWS, tuple(f"{kernel}<{logit}, {how}>" for kernel in SPLIT), every_arch=not how)
@@ -119,11 +128,18 @@ def _resident(logit: str, how: int) -> Iterable[str]:
     yield from (f"kept_rows{rows}, {copied}>" for copied in ("true", "false"))
 
 
+SHARES = (8, 32, 0)  # lanes that share a row, or a block
+
+
+def _gradient(logit: str, how: int) -> Iterable[str]:
+    return (f"gradient_rows<{logit}, float, {how}, {lanes}>" for lanes in SHARES)
+
+
 def _cluster(logit: str, how: int) -> str:
     return f"cluster_rows<{logit}, float, {how}>"
 
 
 def _others(logit: str) -> Iterable[str]:
-    yield f"gradient_rows<{logit}, float, 0>"
-    yield f"log_prob_rows<{logit}>"
+    yield from _gradient(logit, 0)
+    yield from (f"log_prob_rows<{logit}, {lanes}>" for lanes in SHARES)
     yield from (f"label_logit_rows<{logit}, {how}>" for how in (0, SOFTCAP))

@@ -19,7 +19,7 @@ from gpuxent.backends._cupy_trace import C_TYPES, WIDE, Argument, Symbol, Table,
 
 BLOCK = 128  # threads
 
-# Rounded as NumPy rounds: a * b before c is added, and a float32 below 2**-126 is not 0.
+# Rounded as NumPy rounds: a * b before c is added.
 RULE_OPTIONS = ("-std=c++17", "--fmad=false")
 
 # What a function sees of the leaves of its arguments: the numbers and arrays, those of records too.
@@ -118,7 +118,7 @@ def _rule(call: tuple[Any, ...], kinds: tuple[tuple[Any, ...], ...], outputs: in
 
 @cache
 def _kernel(name: str, text: str) -> Any:
-    return cupy.RawKernel(text, name, options=RULE_OPTIONS)
+    return cupy.RawKernel(source("float32") + text, name, options=RULE_OPTIONS)
 
 
 def _leaves(arguments: Sequence[Any]) -> list[Any]:

@@ -101,7 +101,7 @@ class Symbol(np.lib.mixins.NDArrayOperatorsMixin):
     def astype(self, dtype: Any, copy: bool = True) -> Symbol:
         dtype = np.dtype(dtype)
         if dtype == np.float32:
-            return Symbol(self.trace, "f", "static_cast<float>({})", self)
+            return Symbol(self.trace, "f", "widened(narrowed({}))", self)
         if dtype != WIDE.get(dtype.kind):
             raise TypeError(f"no values of dtype {dtype}")
         return self.trace.cast(self, dtype.kind)
@@ -127,6 +127,8 @@ class Trace:
 
     def entry(self, leaf: int, dtype: np.dtype, text: str, *operands: Symbol) -> Symbol:
         """Of an array; `text` indexes it."""
+        if dtype == np.float32:
+            text = f"widened({text})"
         return Symbol(self, _kind(dtype), text, *operands, argument=Argument(f"const {C_TYPES[dtype]}*", leaf))
 
     def number(self, leaf: int, dtype: np.dtype) -> Symbol:
@@ -181,9 +183,10 @@ def written(
             names[id(symbol)] = text  # a constant goes by its text
         return names[id(symbol)]
 
-    stores = [
-        f"out{i}[row] = static_cast<{C_TYPES[dtype]}>({name_of(symbol)});" for i, (symbol, dtype) in enumerate(outputs)
-    ]
+    stores = []
+    for i, (symbol, dtype) in enumerate(outputs):
+        convert = "narrowed" if dtype == np.float32 else f"static_cast<{C_TYPES[dtype]}>"
+        stores.append(f"out{i}[row] = {convert}({name_of(symbol)});")
     stores += [f"if ({name_of(symbol)}) *doubt = 1;" for symbol in doubts]
     parameters = ["long long rows"]
     parameters += [f"{argument.declaration} a{i}" for i, argument in enumerate(arguments)]

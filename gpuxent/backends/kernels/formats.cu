@@ -22,22 +22,45 @@ template <> __device__ __forceinline__ double infinity<double>() {
     return __longlong_as_double(0x7ff0000000000000ll);
 }
 
-__device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }  // both drop a NaN: sums keep it
+// Larger and smaller drop a NaN: sums keep it. In PTX, since CuPy compiles with -ftz=true, by which denormals would all be
+// equal: the class of the maximum is one of them or another.
 __device__ __forceinline__ double larger(double a, double b) { return fmax(a, b); }
-__device__ __forceinline__ float smaller(float a, float b) { return fminf(a, b); }
 __device__ __forceinline__ double smaller(double a, double b) { return fmin(a, b); }
+__device__ __forceinline__ bool same(double a, double b) { return a == b; }
+__device__ __forceinline__ double at_most(double x, double bound) { return x > bound ? bound : x; }  // or NaN
+__device__ __forceinline__ double widened(double x) { return x; }
 
-// The smaller one, or NaN.
-__device__ __forceinline__ double at_most(double x, double bound) { return x > bound ? bound : x; }
+#ifdef GPUXENT_EMULATED
+__device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ float smaller(float a, float b) { return fminf(a, b); }
+__device__ __forceinline__ bool same(float a, float b) { return a == b; }
+__device__ __forceinline__ float at_most(float x, float bound) { return x > bound ? bound : x; }
+#else
+__device__ __forceinline__ float larger(float a, float b) {
+    float result;
+    asm("max.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+    return result;
+}
+__device__ __forceinline__ float smaller(float a, float b) {
+    float result;
+    asm("min.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+    return result;
+}
+__device__ __forceinline__ bool same(float a, float b) {
+    int result;
+    asm("{ .reg .pred equal; setp.eq.f32 equal, %1, %2; selp.s32 %0, 1, 0, equal; }" : "=r"(result) : "f"(a), "f"(b));
+    return result;
+}
 __device__ __forceinline__ float at_most(float x, float bound) {
-#if defined(GPUXENT_EMULATED) || __CUDA_ARCH__ < 800
+#if __CUDA_ARCH__ < 800
     return x > bound ? bound : x;
 #else
-    float result;  // one instruction; for sm_80 and later
+    float result;
     asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(bound));
     return result;
 #endif
 }
+#endif
 
 // A logit type: the numbers in 16 bytes, how to read and to write them. `value` is float, or double for double.
 template <typename logit_t> struct Format;
@@ -45,6 +68,8 @@ template <typename logit_t> struct Format;
 template <> struct Format<__nv_bfloat16> {
     using value_t = float;
     static constexpr int per_vector = 8;
+    using pair_t = __nv_bfloat162;
+    static constexpr unsigned absent = 0xff80ff80u;  // two of -inf
     static __device__ float value(__nv_bfloat16 x) { return __bfloat162float(x); }
     static __device__ __nv_bfloat16 logit(float x) { return __float2bfloat16_rn(x); }
     static __device__ void unpack(uint4 raw, float (&x)[8]) {
@@ -69,6 +94,8 @@ template <> struct Format<__nv_bfloat16> {
 template <> struct Format<__half> {
     using value_t = float;
     static constexpr int per_vector = 8;
+    using pair_t = __half2;
+    static constexpr unsigned absent = 0xfc00fc00u;
     static __device__ float value(__half x) { return __half2float(x); }
     static __device__ __half logit(float x) { return __float2half_rn(x); }
     static __device__ void unpack(uint4 raw, float (&x)[8]) {

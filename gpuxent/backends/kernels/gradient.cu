@@ -85,26 +85,42 @@ __device__ __forceinline__ void push_logits(const Task& task, const Push<real>& 
         writer.write_one((value_t)push.entry, push.label);
 }
 
-// Shows `change` all vectors of a piece of a row; for results that lie over the logits, too.
-template <typename logit_t, int how, typename F>
-__device__ __forceinline__ void each_vector(const Task& task, const Piece& piece, F change) {
-    const Slice<logit_t> slice = piece.logits<logit_t>(task);
-    for (int v = threadIdx.x; v < slice.vectors; v += blockDim.x) {
-        real_of<logit_t, how> x[Format<logit_t>::per_vector];
-        const int column = v * Format<logit_t>::per_vector;
-        unpack<logit_t, how>(task, slice.template load<Reading::beside_writes>(v), x, column, slice.count);
-        change(x, column);
-    }
-}
+// The piece of a row that a group works on: `lanes` of a warp, for short rows, or a block (0).
+template <int lanes> struct Share {
+    using Group = typename Either<lanes != 0, LaneGroup<lanes != 0 ? lanes : 32>, BlockGroup<1>>::type;
+    Group group;
+    Piece piece;
 
-// From statistics that are there already. grid (rows * slices), block any up to 256.
-template <typename logit_t, typename soft_t, int how>
+    __device__ __forceinline__ explicit Share(const Task& task) : piece(task, index(task)) {
+        if (own_index() >= task.rows * task.slices) piece.count = 0;  // lanes without a row go along
+    }
+    static __device__ __forceinline__ long long own_index() {
+        return lanes ? ((long long)blockIdx.x * blockDim.x + threadIdx.x) / (lanes ? lanes : 1) : blockIdx.x;
+    }
+    static __device__ __forceinline__ long long index(const Task& task) {
+        const long long last = task.rows * task.slices - 1, own = own_index();
+        return own < last ? own : last;
+    }
+    // Shows `change` all vectors; for results that lie over the logits, too.
+    template <typename logit_t, int how, typename F> __device__ __forceinline__ void each_vector(const Task& task, F change) {
+        const Slice<logit_t> slice = piece.logits<logit_t>(task);
+        for (int v = group.thread(); v < slice.vectors; v += lanes ? lanes : blockDim.x) {
+            real_of<logit_t, how> x[Format<logit_t>::per_vector];
+            const int column = v * Format<logit_t>::per_vector;
+            unpack<logit_t, how>(task, slice.template load<Reading::beside_writes>(v), x, column, slice.count);
+            change(x, column);
+        }
+    }
+};
+
+// From statistics that are there already. grid (rows * slices), or (ceil(rows / (256 / lanes))); block up to 256.
+template <typename logit_t, typename soft_t, int how, int lanes>
 __global__ __launch_bounds__(256, how & with_softcap ? 1 : 3) void gradient_rows(const Task task) {
     using real = real_of<logit_t, how>;
-    const Piece piece(task, blockIdx.x);
+    Share<lanes> share(task);
+    const Piece& piece = share.piece;
     const SpreadRow<logit_t, soft_t, how> spread(task, piece.row, piece.begin);
-    BlockGroup<1> group;
-    const auto push = group.template once<Push<real>>([&] {
+    const auto push = share.group.template once<Push<real>>([&] {
         Stats stats = Stats::empty();
         stats.max = task.max[piece.row];
         stats.rest = task.rest[piece.row];
@@ -115,20 +131,20 @@ __global__ __launch_bounds__(256, how & with_softcap ? 1 : 3) void gradient_rows
     });
     const Exponential<logit_t, how> e(task.inverse_temperature);
     const Writer<logit_t> writer{piece.out<logit_t>(task)};
-    each_vector<logit_t, how>(task, piece, [&](auto& x, int column) {
+    share.template each_vector<logit_t, how>(task, [&](auto& x, int column) {
         push_logits(task, push, spread, e, writer, x, column);
     });
 }
 
 // log softmax = (x - max) - log1p(rest), likewise.
-template <typename logit_t> __global__ __launch_bounds__(256, 3) void log_prob_rows(const Task task) {
+template <typename logit_t, int lanes> __global__ __launch_bounds__(256, 3) void log_prob_rows(const Task task) {
     using real = real_of<logit_t, 0>;
-    const Piece piece(task, blockIdx.x);
-    BlockGroup<1> group;
-    const real log_sum = group.template once<real>([&] { return (real)log1p(task.rest[piece.row]); });
+    Share<lanes> share(task);
+    const Piece& piece = share.piece;
+    const real log_sum = share.group.template once<real>([&] { return (real)log1p(task.rest[piece.row]); });
     const real max = (real)task.max[piece.row];
     const Writer<logit_t> writer{piece.out<logit_t>(task)};
-    each_vector<logit_t, 0>(task, piece, [&](auto& x, int column) {
+    share.template each_vector<logit_t, 0>(task, [&](auto& x, int column) {
         #pragma unroll
         for (auto& value : x) value = (value - max) - log_sum;
         writer.write(x, column);
@@ -142,6 +158,6 @@ template <typename logit_t, int how> __global__ void label_logit_rows(const Task
     const int label = local_label(task, row, 0, (int)task.vocab);
     const logit_t* logits = static_cast<const logit_t*>(task.logits) + offset(task, task.logits_at, row);
     double logit = -infinity<double>();
-    if (label >= 0) logit = read_one<logit_t, how>(task, logits + label * task.logits_at.column) * task.inverse_temperature;
+    if (label >= 0) logit = widened(read_one<logit_t, how>(task, logits + label * task.logits_at.column)) * task.inverse_temperature;
     task.label_logit[row] = logit;
 }

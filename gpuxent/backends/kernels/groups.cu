@@ -32,6 +32,8 @@ template <int ranks> struct Cluster {
     static __device__ __forceinline__ void sync() {
         if (ranks > 1) emulation::cluster_sync();
     }
+    static __device__ __forceinline__ void arrive() {}
+    static __device__ __forceinline__ void wait() { sync(); }
     static __device__ __forceinline__ const void* peer(const void* mine, int rank) { return emulation::peer(mine, rank); }
 #elif __CUDA_ARCH__ >= 900
     static __device__ __forceinline__ int rank() { return blockIdx.x % ranks; }
@@ -41,12 +43,21 @@ template <int ranks> struct Cluster {
             __cluster_barrier_wait();
         }
     }
+    // In two halves, and without a promise about what was written.
+    static __device__ __forceinline__ void arrive() {
+        if (ranks > 1) __cluster_barrier_arrive_relaxed();
+    }
+    static __device__ __forceinline__ void wait() {
+        if (ranks > 1) __cluster_barrier_wait();
+    }
     static __device__ __forceinline__ const void* peer(const void* mine, int rank) {
         return __cluster_map_shared_rank(mine, rank);
     }
 #else
     static __device__ __forceinline__ int rank() { return 0; }
     static __device__ __forceinline__ void sync() {}
+    static __device__ __forceinline__ void arrive() {}
+    static __device__ __forceinline__ void wait() {}
     static __device__ __forceinline__ const void* peer(const void* mine, int) { return mine; }
 #endif
 };
@@ -58,15 +69,18 @@ template <int lanes> struct LaneGroup {
 
     __device__ __forceinline__ int thread() const { return threadIdx.x % lanes; }
     __device__ __forceinline__ bool leads() const { return thread() == 0; }
+    // Whether this thread computes what one thread computes for all: here all do, which costs no more.
     template <typename T, typename Operation> __device__ __forceinline__ T reduce(T x, Operation both) {
         return over_lanes<lanes>(x, both);
     }
-    __device__ __forceinline__ void sync() const { __syncwarp(); }
-    // What one thread computes for all: here all compute it, which costs no more. A barrier, as in a block.
+    __device__ __forceinline__ bool decides() const { return true; }
+    __device__ __forceinline__ void before_writes() const { __syncwarp(); }
+    // What `compute` gives where the group decides, for all; and a barrier.
     template <typename T, typename F> __device__ __forceinline__ T once(F compute) const {
         __syncwarp();
         return compute();
     }
+    __device__ __forceinline__ void done_with_peers() const {}
     __device__ __forceinline__ void leave() const {}
 };
 
@@ -98,7 +112,8 @@ template <int count> struct BlockGroup {
         ++slot;
         return x;
     }
-    __device__ __forceinline__ void sync() const { Cluster<count>::sync(); }
+    __device__ __forceinline__ bool decides() const { return threadIdx.x == 0; }
+    __device__ __forceinline__ void before_writes() const {}  // the reductions are barriers, of the whole cluster
     template <typename T, typename F> __device__ __forceinline__ T once(F compute) const {
         static_assert(sizeof(T) <= once_bytes, "");
         T* result = reinterpret_cast<T*>(shared_memory() + slots * slot_bytes + peers_bytes);
@@ -106,5 +121,7 @@ template <int count> struct BlockGroup {
         __syncthreads();
         return *result;
     }
-    __device__ __forceinline__ void leave() const { Cluster<count>::sync(); }  // nobody goes while others read its memory
+    // Nobody goes while others read its memory.
+    __device__ __forceinline__ void done_with_peers() const { Cluster<count>::arrive(); }
+    __device__ __forceinline__ void leave() const { Cluster<count>::wait(); }
 };

@@ -6,6 +6,8 @@
 
 // ---- where the row stays ----
 
+// `load` shows every vector as it is, `each` its logits; both with the column of the first.
+
 // `vectors_each` vectors per thread in registers.
 template <typename logit_t, int how, int vectors_each> struct InRegisters {
     const Task& task;
@@ -15,7 +17,11 @@ template <typename logit_t, int how, int vectors_each> struct InRegisters {
 
     template <typename F> __device__ __forceinline__ void load(F see) {
         slice.template load<Reading::once>(thread, threads, raw);
-        each(see);
+        #pragma unroll
+        for (int i = 0; i < vectors_each; ++i) {
+            const int v = thread + i * threads;
+            if (v < slice.vectors) see(raw[i], v * Format<logit_t>::per_vector);
+        }
     }
     template <typename F> __device__ __forceinline__ void each(F see) {
         #pragma unroll
@@ -47,7 +53,7 @@ template <typename logit_t, int how, bool copied> struct InMemory {
             for (int i = 0; i < ahead; ++i) {
                 if (v + i * threads >= slice.vectors) break;
                 if (copied) kept[v + i * threads] = raw[i];
-                see_one(see, raw[i], v + i * threads);
+                see(raw[i], (v + i * threads) * Format<logit_t>::per_vector);
             }
         }
     }
@@ -75,15 +81,13 @@ __device__ __forceinline__ void resident_row(const Task& task, Held& held, Group
     double label_logit = -infinity<double>();
     if (label >= 0) {
         const logit_t* at = held.slice.first + (label - piece.begin) * held.slice.step;
-        label_logit = read_one<logit_t, how>(task, at) * task.inverse_temperature;
+        label_logit = widened(read_one<logit_t, how>(task, at)) * task.inverse_temperature;
     }
-    group.sync();  // read before anyone writes over it
+    group.before_writes();  // over what was just read
 
-    TopTwo<real> top;
-    held.load([&](auto& x, int) {
-        for (real value : x) top.add(value);
-    });
-    top = group.reduce(top, MergeTopTwo());
+    VectorTops<logit_t, how> tops;
+    held.load([&](uint4 raw, int column) { tops.add(task, raw, column, piece.count); });
+    const TopTwo<real> top = group.reduce(tops.found(), MergeTopTwo());
 
     const long long first_class = task.vocab_start + piece.begin, ranked_class = (how & with_rank) ? task.labels[piece.row] : 0;
     const double ranked = (how & with_rank) && task.ranked_logit ? task.ranked_logit[piece.row] : label_logit;
@@ -92,23 +96,29 @@ __device__ __forceinline__ void resident_row(const Task& task, Held& held, Group
         row.add(task, x, column, piece.count, top, e, spread, first_class, ranked, ranked_class);
     });
 
-    const double sum = Row::Sums::value(group.reduce(row.sum.packed(), typename Row::Sums::Plus()));
-    double moment = 0.0;
-    if (how & with_moment) moment = Row::Sums::value(group.reduce(row.moment.packed(), typename Row::Sums::Plus()));
-    Stats stats = finished<how>(task, top, sum, moment);
-    if (how & any_spread) {
-        stats.gap = group.reduce(row.gap, Sum()) * task.inverse_temperature;
-        stats.weight = group.reduce(row.weight, Sum());
-    }
-    if (how & with_rank) stats.rank = group.reduce(row.before, Sum());
+    const auto sum = group.reduce(row.sum.packed(), typename Row::Sums::Plus());
+    const auto moment = (how & with_moment) ? group.reduce(row.moment.packed(), typename Row::Sums::Plus()) : sum;
+    const double gap = (how & any_spread) ? group.reduce(row.gap, Sum()) : 0.0;
+    const double weight = (how & any_spread) ? group.reduce(row.weight, Sum()) : 0.0;
+    const int before = (how & with_rank) ? group.reduce(row.before, Sum()) : 0;
+    int argmax = row.argmax;
     if (how & with_argmax) {  // as a column of the whole row: the blocks of a cluster compare theirs
-        const int argmax = group.reduce(row.argmax == Smaller::nothing<int>() ? row.argmax : row.argmax + piece.begin, Smaller());
-        stats.argmax = argmax == Smaller::nothing<int>() ? no_class : task.vocab_start + argmax;
+        if (argmax != Smaller::nothing<int>()) argmax += piece.begin;
+        argmax = group.reduce(argmax, Smaller());
     }
+    group.done_with_peers();
 
-    if (group.leads() && real_row) {
-        write<how>(task, piece.row, stats);
-        task.label_logit[piece.row] = label_logit;
+    Stats stats = Stats::empty();
+    if (group.decides()) {
+        stats = finished<how>(task, top, Row::Sums::value(sum), Row::Sums::value(moment));
+        stats.gap = gap * task.inverse_temperature;
+        stats.weight = weight;
+        stats.rank = before;
+        if (argmax != Smaller::nothing<int>()) stats.argmax = task.vocab_start + argmax;
+        if (group.leads() && real_row) {
+            write<how>(task, piece.row, stats);
+            task.label_logit[piece.row] = label_logit;
+        }
     }
     if (how & with_gradient) {
         const auto push = group.template once<Push<real>>([&] {

@@ -11,16 +11,13 @@ template <typename logit_t, int how> struct PieceSums {
 
 // 1. The largest two logits of each piece. grid (rows * slices), block 256.
 template <typename logit_t, int how> __global__ __launch_bounds__(256, 4) void piece_tops(const Task task) {
-    using real = real_of<logit_t, how>;
     const Piece piece(task, blockIdx.x);
     const Slice<logit_t> slice = piece.logits<logit_t>(task);
     BlockGroup<1> group;
     InMemory<logit_t, how, false> held{task, slice, group.thread(), (int)blockDim.x, nullptr};
-    TopTwo<real> top;
-    held.load([&](auto& x, int) {
-        for (real value : x) top.add(value);
-    });
-    top = group.reduce(top, MergeTopTwo());
+    VectorTops<logit_t, how> tops;
+    held.load([&](uint4 raw, int column) { tops.add(task, raw, column, piece.count); });
+    const auto top = group.reduce(tops.found(), MergeTopTwo());
     if (group.leads()) static_cast<PieceSums<logit_t, how>*>(task.pieces)[blockIdx.x].top = top;
 }
 
@@ -49,7 +46,9 @@ template <typename logit_t, int how> __global__ __launch_bounds__(256, 3) void p
     if (how & with_rank) ranked = task.ranked_logit[piece.row];
     InMemory<logit_t, how, false> held{task, slice, group.thread(), (int)blockDim.x, nullptr};
     Row row;
-    held.load([&](auto& x, int column) {
+    held.load([&](uint4 raw, int column) {
+        real x[Format<logit_t>::per_vector];
+        unpack<logit_t, how>(task, raw, x, column, piece.count);
         row.add(task, x, column, piece.count, top, e, no_spread, first_class, ranked, label);
     });
     auto& mine = static_cast<PieceSums<logit_t, how>*>(task.pieces)[blockIdx.x];

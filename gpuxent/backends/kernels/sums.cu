@@ -31,6 +31,51 @@ template <typename real> __device__ __forceinline__ TopTwo<real> from_lane(TopTw
     return other;
 }
 
+// The largest two of the vectors that a thread sees.
+template <typename logit_t, int how, bool in_pairs = sizeof(logit_t) == 2 && !(how & with_softcap)> struct VectorTops {
+    TopTwo<real_of<logit_t, how>> top;
+
+    __device__ __forceinline__ void add(const Task& task, uint4 raw, int column, int count) {
+        real_of<logit_t, how> x[Format<logit_t>::per_vector];
+        unpack<logit_t, how>(task, raw, x, column, count);
+        #pragma unroll
+        for (auto value : x) top.add(value);
+    }
+    __device__ __forceinline__ TopTwo<real_of<logit_t, how>> found() const { return top; }
+};
+
+// 16-bit logits two at a time, as they are.
+template <typename logit_t, int how> struct VectorTops<logit_t, how, true> {
+    using format = Format<logit_t>;
+    using pair_t = typename format::pair_t;
+    unsigned max = format::absent, second = format::absent;
+
+    __device__ __forceinline__ void add(const Task&, uint4 raw, int, int) {
+        add_pair(raw.x);
+        add_pair(raw.y);
+        add_pair(raw.z);
+        add_pair(raw.w);
+    }
+    __device__ __forceinline__ void add_pair(unsigned word) {
+        pair_t x = pair(word), top = pair(max), next = pair(second);
+        next = __hmax2(next, __hmin2(top, x));
+        top = __hmax2(top, x);
+        max = bits(top);
+        second = bits(next);
+    }
+    __device__ __forceinline__ TopTwo<float> found() const {
+        const pair_t top = pair(max), next = pair(second);
+        TopTwo<float> low, high;
+        low.max = format::value(top.x);
+        low.second = format::value(next.x);
+        high.max = format::value(top.y);
+        high.second = format::value(next.y);
+        return MergeTopTwo()(low, high);
+    }
+    static __device__ __forceinline__ pair_t pair(unsigned word) { return *reinterpret_cast<const pair_t*>(&word); }
+    static __device__ __forceinline__ unsigned bits(pair_t pair) { return *reinterpret_cast<const unsigned*>(&pair); }
+};
+
 // A sum of float32 numbers of at most 8: in integers, of which additions can be regrouped. Units of 2**-40 keep 4 eps of
 // a sum above 1 of 2**21 terms. NaN is a bit of its own.
 struct FixedSum {
@@ -96,7 +141,7 @@ template <typename logit_t, typename soft_t, int how> struct RowSums {
                 weights += s;
                 if (s != 0) gaps += s * (max - x[i]);  // weight 0 on a -inf logit counts 0
             }
-            if ((how & with_argmax) && x[i] == top.max && column + i < argmax) argmax = column + i;
+            if ((how & with_argmax) && same(x[i], top.max) && column + i < argmax) argmax = column + i;
             if (how & with_rank) before += before_label(task, x[i], first_class + column + i, ranked, label);
         }
         sum.add(part);
@@ -112,11 +157,11 @@ template <typename logit_t, typename soft_t, int how> struct RowSums {
 template <int how, typename real>
 __device__ __forceinline__ Stats finished(const Task& task, TopTwo<real> top, double sum, double moment) {
     Stats stats = Stats::empty();
-    const double below = ((double)top.second - (double)top.max) * task.inverse_temperature;
-    const double scale = Exponential<double, 0>(task.inverse_temperature).exact(top.second, top.max);
+    const double below = (widened(top.second) - widened(top.max)) * task.inverse_temperature;
+    const double scale = Exponential<double, 0>(task.inverse_temperature).exact(widened(top.second), widened(top.max));
     const bool alone = top.second == -infinity<real>();  // no other has a probability, and nothing counted as 1
     const double others = alone ? sum : sum - 1.0;
-    stats.max = (double)top.max * task.inverse_temperature;
+    stats.max = widened(top.max) * task.inverse_temperature;
     if (top.max == infinity<real>()) stats.rest = top.max - top.max;
     else if (top.max == -infinity<real>()) stats.rest = -1.0;
     else stats.rest = alone ? others : others * scale;

@@ -100,7 +100,7 @@ __device__ __noinline__ double capped(double x, double softcap, double inverse) 
 template <int how, typename real, int n> __device__ __forceinline__ void cap(const Task& task, real (&x)[n]) {
     if (how & with_softcap) {
         #pragma unroll
-        for (int i = 0; i < n; ++i) x[i] = (real)capped(x[i], task.softcap, task.inverse_softcap);
+        for (int i = 0; i < n; ++i) x[i] = (real)capped(widened(x[i]), task.softcap, task.inverse_softcap);
     }
 }
 
@@ -185,6 +185,6 @@ template <int how> __device__ __forceinline__ void write(const Task& task, long 
 // transformed, so the logit has to be.
 template <typename real>
 __device__ __forceinline__ bool before_label(const Task& task, real x, long long column, double ranked, long long label) {
-    const double transformed = (double)x * task.inverse_temperature;
+    const double transformed = widened(x) * task.inverse_temperature;
     return transformed > ranked || (transformed == ranked && column < label);
 }

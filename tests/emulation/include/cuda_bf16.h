@@ -43,3 +43,11 @@ inline float __low2float(__nv_bfloat162 x) { return __bfloat162float(x.x); }
 inline float __high2float(__nv_bfloat162 x) { return __bfloat162float(x.y); }
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
 inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) { return emulation::bits<__nv_bfloat16>(bits); }
+
+// Of a number and a NaN, the number.
+inline __nv_bfloat162 __hmax2(__nv_bfloat162 a, __nv_bfloat162 b) {
+    return {__nv_bfloat16(fmaxf(__bfloat162float(a.x), __bfloat162float(b.x))), __nv_bfloat16(fmaxf(__bfloat162float(a.y), __bfloat162float(b.y)))};
+}
+inline __nv_bfloat162 __hmin2(__nv_bfloat162 a, __nv_bfloat162 b) {
+    return {__nv_bfloat16(fminf(__bfloat162float(a.x), __bfloat162float(b.x))), __nv_bfloat16(fminf(__bfloat162float(a.y), __bfloat162float(b.y)))};
+}

@@ -31,3 +31,11 @@ inline unsigned short __half_as_ushort(__half x) { return x.bits; }
 inline __half __ushort_as_half(unsigned short bits) { return emulation::bits<__half>(bits); }
 inline bool __hisnan(__half x) { return isnan(__half2float(x)); }
 template <> inline __half __ldg(const __half* address) { return *address; }
+
+// Of a number and a NaN, the number.
+inline __half2 __hmax2(__half2 a, __half2 b) {
+    return {__half(fmaxf(__half2float(a.x), __half2float(b.x))), __half(fmaxf(__half2float(a.y), __half2float(b.y)))};
+}
+inline __half2 __hmin2(__half2 a, __half2 b) {
+    return {__half(fminf(__half2float(a.x), __half2float(b.x))), __half(fminf(__half2float(a.y), __half2float(b.y)))};
+}
