@@ -122,6 +122,7 @@ FEATURES = {
     "class weights and smoothing": {"class_weight": "by class", "label_smoothing": 0.3},
     "temperature": {"temperature": 0.37},
     "softcap": {"softcap": 20.0},
+    "low softcap": {"softcap": 2.0},  # a class too many, at -2, would be seen
     "all": {"class_weight": "by class", "label_smoothing": 0.2, "softcap": 15.0, "temperature": 1.7, "z_loss": 1e-3},
 }
 

@@ -541,17 +541,19 @@ void release(Block& block) {
         if (block.fibers[i].state != State::ended) block.fibers[i].state = State::ready;
 }
 
+// The shared memory of a block that has ended is out of reach at once, for the rest of its cluster.
+void close_ended(Block& block) {
+    if (block.live || block.closed) return;
+    block.closed = true;
+    if (!launch->shared_bytes || blocks.size() == 1) return;
+    const Allocation& arena = arenas[block.rank];
+    mprotect(arena.region, (size_t)(arena.region_end - arena.region), PROT_NONE);
+}
+
 bool open_barriers() {
     bool moved = false, all_at_cluster = true, any_live = false;
     for (Block& block : blocks) {
-        if (!block.live) {
-            if (!block.closed && launch->shared_bytes && blocks.size() > 1) {
-                const Allocation& arena = arenas[block.rank];
-                mprotect(arena.region, (size_t)(arena.region_end - arena.region), PROT_NONE);
-            }
-            block.closed = true;
-            continue;
-        }
+        if (!block.live) continue;
         any_live = true;
         all_at_cluster &= all_at(block, State::at_cluster);
         if (!all_at(block, State::at_block)) continue;
@@ -681,7 +683,10 @@ void run_cluster() {
     for (;;) {
         bool moved = false, live = false;
         put_in_order(order, (unsigned)warps.size());
-        for (unsigned i : order) moved |= run_warp(warps[i]);
+        for (unsigned i : order) {
+            moved |= run_warp(warps[i]);
+            close_ended(*warps[i].lanes[0].block);
+        }
         moved |= open_barriers();
         for (const Block& block : blocks) live |= block.live > 0;
         if (!live) break;
