@@ -119,12 +119,12 @@ FAULTS = [
         "(value_t)push.entry, push.label)",
         "(value_t)push.entry, push.label + 1)",
     ),
-    Fault("a row that is not there", "resident.cu", "index < task.rows);", "true);"),
+    Fault("a row that is not there", "resident.cu", "piece, row < task.rows);", "piece, true);"),
     Fault(
         "rows of others read while they are written",
         "resident.cu",
-        "    if (index >= task.rows) piece.count = 0;",
-        "    //",
+        "    if (row >= task.rows) piece.count = 0;\n    const Slice",
+        "    const Slice",
         "tests/test_cupy.py::test_odd_rows_in_place",
     ),
     Fault(

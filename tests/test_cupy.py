@@ -205,6 +205,20 @@ def test_a_row_has_the_same_bits_on_every_chip(dtype, monkeypatch):
     assert found == found[:1] * len(found)
 
 
+@pytest.mark.parametrize("rows", [1, 33, 500])
+@pytest.mark.parametrize("vocab", [20, 80, 260])
+def test_short_rows_one_after_another(rows, vocab, monkeypatch, order):
+    """Lanes that take several rows each, with a last warp that has rows for some of them."""
+    x = logits(rows, vocab, np.float32, seed=8)
+    y = labels(x, seed=8, ignore=False)
+    one_by_one = _cupy.row_stats(cupy.asarray(x), cupy.asarray(y), also=("argmax", "rank"))
+    for steps in (2, 5, 8):
+        monkeypatch.setattr(_cupy, "_steps", lambda rows, lanes, steps=steps: steps)
+        found = _cupy.row_stats(cupy.asarray(x), cupy.asarray(y), also=("argmax", "rank"))
+        for field in ("max", "rest", "label_logit", "argmax", "rank"):
+            assert bits(getattr(found, field)) == bits(getattr(one_by_one, field)), field
+
+
 def test_the_gradient_of_a_row_does_not_depend_on_the_others():
     x = logits(6, 1003, np.float32, seed=4)
     y = labels(x, seed=4)

@@ -429,7 +429,8 @@ def test_cuda_graphs_replay_on_new_data(rows, vocab, call):
     expected = [cupy.asnumpy(value) for value in call(*map(cupy.asarray, second))]
     stream = cupy.cuda.Stream(non_blocking=True)
     cupy.cuda.Device().synchronize()
-    with stream:
+    pool = cupy.cuda.MemoryPool()  # kept as long as the graph, whose replays write there
+    with stream, cupy.cuda.using_allocator(pool.malloc):
         for _ in range(2):  # compiled and loaded, and the stream's part of the pool filled: a graph cannot allocate
             call(x, y)
         stream.synchronize()
@@ -440,9 +441,12 @@ def test_cuda_graphs_replay_on_new_data(rows, vocab, call):
             graph = stream.end_capture()
         x.set(second[0])
         y.set(second[1])
+    others = [cupy.full(x.shape, 7, x.dtype) for _ in range(3)]  # of memory that no replay may touch
+    with stream:
         for _ in range(3):
             graph.launch(stream)
         stream.synchronize()
+        assert all((other == 7).all() for other in others)
         for found, value in zip(results, expected, strict=True):
             np.testing.assert_array_equal(found.get(), value)
 

@@ -402,11 +402,19 @@ def _in_registers(job: _Job, how: int) -> tuple[Any, ...] | None:
     vectors = -(-job.row_bytes // core.VECTOR)
     for lanes in (8, 16, 32):
         if vectors <= lanes * core.VECTORS_EACH:
-            return f"small_rows<{job.types}, {how}, {lanes}>", 256, 1, 256 // lanes
+            steps = 1 if how & core.GRADIENT else _steps(job.rows, lanes)
+            job.values["steps"] = steps
+            return f"small_rows<{job.types}, {how}, {lanes}>", 256, 1, 256 // lanes * steps
     threads = -(-vectors // (32 * core.VECTORS_EACH)) * 32
     if threads > core.most_threads(job.logit, how):
         return None
     return f"block_rows<{job.types}, {how}>", threads, 1, 1, core.BLOCK_SHARED
+
+
+def _steps(rows: int, lanes: int) -> int:
+    """How many rows some lanes take one after another: as many as leave the GPU two warps for every one it can hold."""
+    warps = 2 * 32 * _here().multiprocessors
+    return max(1, min(lanes, rows * lanes // 32 // warps))
 
 
 def _near(job: _Job, how: int) -> tuple[Any, ...]:

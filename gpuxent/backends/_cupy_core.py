@@ -55,7 +55,7 @@ TASK = np.dtype(
             *("logits", "out", "labels", "ranked_logit", "label_weight", "spread_weight", "lse_weight", "soft"),
             *("scale", "base", "scale_number", "base_number"),
             *("max", "rest", "label_logit", "gap", "weight", "moment", "argmax", "rank", "pieces"),
-            *("rows", "inner", "vocab", "slices", "vocab_start"),
+            *("rows", "inner", "vocab", "slices", "steps", "vocab_start"),
             *(f"{array}_{step}" for array in ("logits", "out", "soft") for step in ("outer", "step", "column")),
             *("softcap", "inverse_softcap", "temperature", "inverse_temperature"),
         )

@@ -25,7 +25,7 @@ struct Task {
     double *max, *rest, *label_logit, *gap, *weight, *moment;  // RowStats, one entry per row
     long long *argmax, *rank;
     void* pieces;                  // what is known of each slice of each row, where rows are cut up
-    long long rows, inner, vocab, slices, vocab_start;
+    long long rows, inner, vocab, slices, steps, vocab_start;
     Strides logits_at, out_at, soft_at;
     double softcap, inverse_softcap, temperature, inverse_temperature;
 };
