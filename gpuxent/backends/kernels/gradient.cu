@@ -115,7 +115,7 @@ template <int lanes> struct Share {
 
 // From statistics that are there already. grid (rows * slices), or (ceil(rows / (256 / lanes))); block up to 256.
 template <typename logit_t, typename soft_t, int how, int lanes>
-__global__ __launch_bounds__(256, how & with_softcap ? 1 : 3) void gradient_rows(const Task task) {
+__global__ __launch_bounds__(256, how & with_softcap ? 1 : lanes ? 2 : 3) void gradient_rows(const Task task) {
     using real = real_of<logit_t, how>;
     Share<lanes> share(task);
     const Piece& piece = share.piece;
