@@ -18,13 +18,13 @@ from gpuxent._records import GradWeights, Transform
 from gpuxent.backends import _cupy_core as core
 
 cupy = pytest.importorskip("cupy")
-from gpuxent.backends import _cupy, _numpy  # noqa: E402  # needs the module above
+from gpuxent.backends import _cupy, _cupy_jobs, _numpy  # noqa: E402  # needs the module above
 
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 emulated = pytest.mark.skipif(ON_GPU, reason="shows what the emulation of a GPU finds")
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64]
-BIG = _cupy._Chip(90, 132, 227 << 10, 228 << 10, 50 << 20)  # an H200
+BIG = _cupy.Chip(90, 132, 227 << 10, 228 << 10, 50 << 20)  # an H200
 CHIPS = {
     "clusters": BIG,
     "no clusters": replace(
@@ -51,15 +51,17 @@ def order(request):
 def chip(monkeypatch, request):
     """What the choice of kernels takes the device for."""
     if not ON_GPU or int(cupy.cuda.Device().compute_capability) >= request.param.arch:
-        monkeypatch.setattr(_cupy, "_here", lambda: request.param)
+        monkeypatch.setattr(_cupy, "here", lambda: request.param)
         return request.param
     pytest.skip("this GPU cannot run the kernels of that one")
 
 
 def kernels_of(monkeypatch):
     """The names of the kernels that are launched from now on."""
-    names, find = [], _cupy._kernel
-    monkeypatch.setattr(_cupy, "_kernel", lambda name, *how: names.append(name.partition("<")[0]) or find(name, *how))
+    names, find = [], _cupy_jobs.kernel_of
+    monkeypatch.setattr(
+        _cupy_jobs, "kernel_of", lambda name, *how: names.append(name.partition("<")[0]) or find(name, *how)
+    )
     return names
 
 
@@ -200,7 +202,7 @@ def test_a_row_has_the_same_bits_on_every_chip(dtype, monkeypatch):
     found = []
     for chip in CHIPS.values():
         if not ON_GPU or int(cupy.cuda.Device().compute_capability) >= chip.arch:
-            monkeypatch.setattr(_cupy, "_here", lambda chip=chip: chip)
+            monkeypatch.setattr(_cupy, "here", lambda chip=chip: chip)
             found.append(bits(rest_of(x)))
     assert found == found[:1] * len(found)
 
@@ -342,10 +344,10 @@ def test_no_copy_of_the_logits_is_made(options, monkeypatch):
 
 
 def test_kernels_are_compiled_once_and_for_any_vocabulary(monkeypatch):
-    _cupy._kernel.cache_clear()
+    _cupy_jobs.kernel_of.cache_clear()
     for vocab in (40, 41, 47):
         gx.cross_entropy(cupy.zeros((2, vocab), np.float32), cupy.zeros(2, np.int64))
-    assert _cupy._kernel.cache_info().misses == 1
+    assert _cupy_jobs.kernel_of.cache_info().misses == 1
 
 
 def test_log_softmax_and_softmax_of_many_float16_classes():

@@ -111,14 +111,14 @@ SHAPES = {
 def chip(monkeypatch):
     from gpuxent.backends import _cupy
 
-    own = _cupy._here()
+    own = _cupy.here()
 
     def changed(changes):
         if changes.get("arch", 0) > own.arch:
             pytest.skip(f"needs compute capability {changes['arch'] / 10}")
         if "arch" not in changes:
             changes = {**changes, "arch": min(own.arch, 80)}
-        monkeypatch.setattr(_cupy, "_here", lambda: replace(own, **changes))
+        monkeypatch.setattr(_cupy, "here", lambda: replace(own, **changes))
 
     return changed
 
@@ -126,10 +126,12 @@ def chip(monkeypatch):
 @pytest.fixture
 def launched(monkeypatch):
     """The names of the kernels that are asked for."""
-    from gpuxent.backends import _cupy
+    from gpuxent.backends import _cupy_jobs
 
-    names, kernel = set(), _cupy._kernel
-    monkeypatch.setattr(_cupy, "_kernel", lambda name, *rest: names.add(name.partition("<")[0]) or kernel(name, *rest))
+    names, kernel = set(), _cupy_jobs.kernel_of
+    monkeypatch.setattr(
+        _cupy_jobs, "kernel_of", lambda name, *rest: names.add(name.partition("<")[0]) or kernel(name, *rest)
+    )
     return names
 
 
@@ -232,7 +234,7 @@ def test_small_run_of_the_rest(call, dtype, own_memory):
 def backend_chip():
     from gpuxent.backends import _cupy
 
-    return _cupy._here()
+    return _cupy.here()
 
 
 # ---- more elements than 32 bits count ----
