@@ -64,15 +64,12 @@ template <int ranks> struct Cluster {
 
 // Some lanes of a warp (8, 16 or 32): shuffles do it all. The other groups of the warp go along.
 template <int lanes> struct LaneGroup {
-    static constexpr int size = lanes, ranks = 1;
-    static constexpr size_t shared_bytes = 0;
-
     __device__ __forceinline__ int thread() const { return threadIdx.x % lanes; }
     __device__ __forceinline__ bool leads() const { return thread() == 0; }
-    // Whether this thread computes what one thread computes for all: here all do, which costs no more.
     template <typename T, typename Operation> __device__ __forceinline__ T reduce(T x, Operation both) {
         return over_lanes<lanes>(x, both);
     }
+    // Whether this thread computes what one thread computes for all: here all do, which costs no more.
     __device__ __forceinline__ bool decides() const { return true; }
     __device__ __forceinline__ void before_writes() const { __syncwarp(); }
     // What `compute` gives where the group decides, for all; and a barrier.
@@ -86,7 +83,6 @@ template <int lanes> struct LaneGroup {
 
 // All threads of `count` blocks. Each reduction has a slot of its own in shared memory, so one barrier does.
 template <int count> struct BlockGroup {
-    static constexpr int size = 0, ranks = count;  // size: blockDim.x
     static constexpr int slots = 8, slot_bytes = 32 * 16, peers_bytes = slots * 16, once_bytes = 64;
     static constexpr size_t shared_bytes = slots * slot_bytes + peers_bytes + once_bytes;
 
