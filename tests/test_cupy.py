@@ -139,6 +139,15 @@ def test_features(features, chip, size):
     check(x, labels(x, seed=1), **features)
 
 
+@pytest.mark.parametrize("temperature", [0.37, 1.3, 2.9])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_a_temperature_costs_16_bit_logits_no_digits(dtype, temperature):
+    """Thousands of terms share the rounding of their exponent, where it is large and p_max is not small."""
+    x = np.zeros((6, 17000), dtype)
+    x[:, 7] = np.linspace(6, 11, 6).astype(dtype) * dtype(temperature)
+    check(x, np.full(6, 7), temperature=temperature)
+
+
 @pytest.mark.parametrize("soft_dtype", [np.float32, np.float16, np.float64])
 def test_soft_labels(soft_dtype):
     x, y = logits(4, 700, np.float16, seed=3, kinds="ordinary"), soft_labels(4, 700, soft_dtype)

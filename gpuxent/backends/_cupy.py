@@ -95,7 +95,7 @@ def logit_grad(
     job.point(max=stats.max, rest=stats.rest, label_logit=stats.label_logit)
     if spread is not None:
         job.point(weight=stats.spread_weight)
-    _over_pieces(job, f"gradient_rows<{job.types}, {job.how}, {{}}>")
+    _over_pieces(job, f"gradient_rows<{job.types}, {job.how & ~core.TEMPERATURE}, {{}}>")
     return out
 
 
@@ -128,7 +128,7 @@ def label_logits(logits: cupy.ndarray, labels: cupy.ndarray, vocab_start: int, t
     job = Job(logits, labels, vocab_start, None, transform)
     found = cupy.empty(job.rows, np.float64)
     job.point(label_logit=found)
-    job.launch(f"label_logit_rows<{job.logit}, {job.how}>", 128, rows_per_block=128)
+    job.launch(f"label_logit_rows<{job.logit}, {job.how & core.SOFTCAP}>", 128, rows_per_block=128)
     return found.reshape(job.shape)
 
 

@@ -39,6 +39,7 @@ C_TYPES = {
 # The bits of the template argument `how`, as in task.cu.
 ARGMAX, MOMENT, RANK, SOFTCAP, GRADIENT = 1, 2, 4, 8, 16
 UNIFORM, BY_CLASS, SOFT = 32, 64, 96
+TEMPERATURE = 128
 
 VECTOR = 16  # bytes of a vector
 VECTORS_EACH = 4  # per thread, for rows in registers
@@ -109,6 +110,10 @@ def builds() -> Iterator[Build]:
             yield Build(ROWS, tuple(_resident(logit, how)), every_arch=False)
             yield Build(ROWS, (_cluster(logit, how),), every_arch=False, least_arch=90)
         yield Build(ROWS, tuple(_gradient(logit, SOFT | SOFTCAP)), every_arch=False)
+        if logit in ("__half", "__nv_bfloat16"):
+            for how in (TEMPERATURE, TEMPERATURE | GRADIENT, TEMPERATURE | everything):
+                yield Build(ROWS, tuple(_resident(logit, how)), every_arch=False)
+                yield Build(ROWS, (_cluster(logit, how),), every_arch=False, least_arch=90)
         if logit != "double":
             for how in (0, ARGMAX | MOMENT | RANK):
                 yield Build(ROWS, tuple(f"{kernel}<{logit}, {how}>" for kernel in SPLIT), every_arch=not how)

@@ -39,6 +39,8 @@ class Job:
             self.arrays["out"] = out
         self.dense = self.vocab == 1 or logits.strides[-1] == logits.itemsize
         self.how = core.SOFTCAP if transform.softcap is not None else 0
+        if transform.temperature != 1 and self.itemsize == 2 and not self.how:
+            self.how = core.TEMPERATURE
         self.vectors: dict[str, tuple[cupy.ndarray, int]] = {}  # and bytes per row
         softcap, temperature = transform.softcap or 1.0, transform.temperature
         self.values = {

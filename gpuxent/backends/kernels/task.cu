@@ -3,6 +3,7 @@
 // Features, compiled away when off: the bits of the template argument `how`.
 constexpr int with_argmax = 1, with_moment = 2, with_rank = 4, with_softcap = 8, with_gradient = 16;
 constexpr int spread_uniform = 32, spread_by_class = 64, spread_soft = 96, any_spread = 96;  // two bits: one of four
+constexpr int with_temperature = 128;  // for 16-bit logits, whose exponents take it in exactly only on request
 
 constexpr long long no_class = 1ll << 53;  // loses every tie; see NO_CLASS in _records.py
 
@@ -67,18 +68,22 @@ template <typename real> __device__ __forceinline__ real rounding_of(real d, rea
 
 // exp of a difference of logits over the temperature: `of` in one subtraction, one multiplication and one instruction,
 // `exact` for sums, where the rounding of a large difference, the same in thousands of terms, would cost a loss more
-// than 4 eps. 16-bit logits differ by what float32 holds.
+// than 4 eps. 16-bit logits differ by what float32 holds, and log2 e is nearly a float32; log2 e over a temperature is not.
 template <typename logit_t, int how, typename real = real_of<logit_t, how>> struct Exponential;
 
 template <typename logit_t, int how> struct Exponential<logit_t, how, float> {
-    float factor;
-    __device__ __forceinline__ explicit Exponential(double inverse_temperature)
-        : factor((float)(1.4426950408889634 * inverse_temperature)) {}
+    float factor, factor_rest;  // together log2 e over the temperature
+    __device__ __forceinline__ explicit Exponential(double inverse_temperature) {
+        const double whole = 1.4426950408889634 * inverse_temperature;
+        factor = (float)whole;
+        factor_rest = (float)(whole - (double)factor);
+    }
     __device__ __forceinline__ float of(float a, float b) const { return exp2f((a - b) * factor); }
     __device__ __forceinline__ float exact(float a, float b) const {
-        if (sizeof(logit_t) == 2) return of(a, b);
+        if (sizeof(logit_t) == 2 && !(how & with_temperature)) return of(a, b);
         const float d = a - b, t = d * factor, e = exp2f(t);
-        const float lost = fmaf(rounding_of(d, a, b), factor, fmaf(d, factor, -t));
+        const float of_product = fmaf(d, factor_rest, fmaf(d, factor, -t));
+        const float lost = fmaf(rounding_of(d, a, b), factor, of_product);
         return fabsf(lost) < 1.0f ? fmaf(e, lost * 0.69314718f, e) : e;
     }
 };
