@@ -139,6 +139,15 @@ def test_features(features, chip, size):
     check(x, labels(x, seed=1), **features)
 
 
+@pytest.mark.parametrize("low", np.linspace(-3.0, 0.0, 7))
+@pytest.mark.parametrize("dtype", DTYPES[:3])
+def test_many_small_terms_beside_two_large_ones(dtype, low):
+    """Added one after another, each would be rounded at the size of the maximum: 5.7 eps were seen."""
+    x = np.full((8, 511), low, dtype)
+    x[:, 288], x[:, 289] = 9.25, 9.0
+    check(x, np.full(8, 288), temperature=0.959030135579978)
+
+
 @pytest.mark.parametrize("soft_dtype", [np.float32, np.float16, np.float64])
 def test_soft_labels(soft_dtype):
     x, y = logits(4, 700, np.float16, seed=3, kinds="ordinary"), soft_labels(4, 700, soft_dtype)

@@ -115,6 +115,16 @@ struct FloatSum {
 template <typename real> struct SumOf { using type = FixedSum; };
 template <> struct SumOf<double> { using type = FloatSum; };
 
+// In pairs: one after another, small terms would each be rounded at the size of the maximum, all in the same direction.
+template <typename real, int n> __device__ __forceinline__ real total_of(real (&terms)[n]) {
+    #pragma unroll
+    for (int apart = 1; apart < n; apart *= 2) {
+        #pragma unroll
+        for (int i = 0; i + apart < n; i += 2 * apart) terms[i] += terms[i + apart];
+    }
+    return terms[0];
+}
+
 // What the second look at a row finds, beside the maxima of the first.
 template <typename logit_t, typename soft_t, int how> struct RowSums {
     using real = real_of<logit_t, how>;
@@ -130,11 +140,11 @@ template <typename logit_t, typename soft_t, int how> struct RowSums {
                                         const Exponential<logit_t, how>& e, const SpreadRow<logit_t, soft_t, how>& spread,
                                         long long first_class, double ranked, long long label) {
         const real max = top.finite(top.max), second = top.finite(top.second), bound = top.bound();
-        real part = 0, moment_part = 0, gaps = 0, weights = 0;
+        real terms[n], moment_part = 0, gaps = 0, weights = 0;
         #pragma unroll
         for (int i = 0; i < n; ++i) {
             const real clipped = at_most(x[i], bound), term = e.exact(clipped, second);
-            part += term;
+            terms[i] = term;
             if (how & with_moment) moment_part += term == 0 ? 0 : term * (clipped - second);
             if ((how & any_spread) && column + i < count) {
                 const real s = spread.at(column + i);
@@ -144,7 +154,7 @@ template <typename logit_t, typename soft_t, int how> struct RowSums {
             if ((how & with_argmax) && same(x[i], top.max) && column + i < argmax) argmax = column + i;
             if (how & with_rank) before += before_label(task, x[i], first_class + column + i, ranked, label);
         }
-        sum.add(part);
+        sum.add(total_of(terms));
         if (how & with_moment) moment.add(moment_part);
         if (how & any_spread) {
             gap += gaps;
