@@ -5,6 +5,7 @@ import json
 import math
 import random
 from fractions import Fraction
+from functools import reduce
 
 import numpy as np
 import oracle
@@ -13,8 +14,8 @@ from makers import FLOAT_DTYPES, labels, logits
 from oracle import assert_close
 
 import gpuxent as gx
-from gpuxent.evaluation.documents import DocumentTotals
-from gpuxent.evaluation.totals import RowScores, Totals, merge_all, score_rows
+from gpuxent.evaluation.tokens import Tokens
+from gpuxent.evaluation.totals import Totals, score_rows
 
 DTYPES = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=lambda d: np.dtype(d).name)
 
@@ -24,7 +25,10 @@ def totals_of(x, y, pieces, **options):
     parts = []
     for a, b in pieces:
         scores = score_rows(x[a:b], y[a:b], **options)
-        parts.append(Totals.identity().with_rows(scores, np.arange(a, b)))
+        on = np.flatnonzero(scores.scored)
+        fields = (scores.loss, scores.entropy, scores.p_max, scores.rank)
+        tokens = Tokens(on + a, y[a:b][on], on, *(field[on] for field in fields))
+        parts.append(Totals.of(tokens, int(b - a - on.size)))
     return parts
 
 
@@ -46,7 +50,7 @@ def test_any_grouping_and_order_gives_the_same_bits():
         edges = [0, *sorted(rng.sample(range(1, 120), rng.randint(1, 20))), 120]
         parts = totals_of(X, Y, list(itertools.pairwise(edges)))
         rng.shuffle(parts)
-        assert same(merge_all(parts), whole)
+        assert same(reduce(Totals.merge, parts), whole)
     assert same(Totals.identity().merge(whole), whole)
     assert (whole.nan.count, whole.nan.first) == (2, 17)
     assert whole.infinite.count > 0
@@ -58,8 +62,8 @@ def test_json_round_trip():
     assert same(again, whole)
     assert repr(again) == repr(whole)
     assert again.merge(whole).scored == 2 * whole.scored
-    with pytest.raises(ValueError, match="not of the format 'gpuxent totals, version 1'"):
-        Totals.from_json(json.dumps({"format": "gpuxent totals, version 2"}))
+    with pytest.raises(ValueError, match="not of the format 'gpuxent totals, version 2'"):
+        Totals.from_json(json.dumps({"format": "gpuxent totals, version 1"}))
     with pytest.raises(ValueError, match=r"cannot merge totals of topk=\(1, 5\) with 15 bins and topk=\(1, 3\)"):
         whole.merge(Totals.identity(topk=(3,)))
 
@@ -76,7 +80,7 @@ def test_statistics(dtype):
     eps = np.float32 if dtype != np.float64 else dtype
     assert_close(np.float64(result.cross_entropy), losses.mean(), 4, eps)
     assert_close(np.float64(result.bits_per_token), losses.mean() / np.log(np.longdouble(2)), 4, eps)
-    assert_close(np.float64(result.stderr), losses.std(ddof=1) / np.sqrt(losses.size), 16, eps)
+    assert_close(np.float64(result.stderr_iid), losses.std(ddof=1) / np.sqrt(losses.size), 16, eps)
     assert result.perplexity == math.exp(result.cross_entropy)
     ranks = oracle.label_ranks(x, y)[on]
     assert result.accuracy == result.topk_accuracy[1] == (ranks == 0).mean()
@@ -102,23 +106,31 @@ def test_cross_entropy_is_the_rounded_mean_of_the_row_losses():
             assert rows % 50 or gx.perplexity(x[on], y[on]) == math.exp(mean)
 
 
-def scores_of(loss, p_max, rank):
+def tokens_of(loss, p_max, rank):
     loss = np.asarray(loss, np.float64)
-    return RowScores(np.ones(loss.shape, bool), loss, np.zeros(loss.shape), np.asarray(rank), np.asarray(p_max))
+    row = np.arange(loss.size)
+    return Tokens(row, row, row, loss, np.zeros(loss.size), np.asarray(p_max, np.float64), np.asarray(rank))
 
 
 def test_variance_cannot_come_out_negative():
     """E[x**2] - E[x]**2 in floats does, for equal losses this large."""
     loss = np.full(1000, 123456.789)
-    result = Totals.identity().with_rows(scores_of(loss, loss * 0, loss * 0), np.arange(1000)).result()
-    assert result.stderr == 0.0
+    assert Totals.of(tokens_of(loss, loss * 0, loss * 0), 0).stderr_iid == 0.0
 
 
 def test_bins_are_closed_on_the_right():
     p = [0.0, 1 / 15, np.nextafter(1 / 15, 1), 14 / 15, 1.0]
-    bins = Totals.identity().with_rows(scores_of([1.0] * 5, p, [0, 1, 0, 1, 0]), np.arange(5)).bins
+    bins = Totals.of(tokens_of([1.0] * 5, p, [0, 1, 0, 1, 0]), 0).bins
     assert [b.count for b in bins] == [2, 1] + [0] * 11 + [1, 1]
     assert [b.hits for b in bins] == [1, 1] + [0] * 11 + [0, 1]
+    assert [b.confidence.value for b in bins] == [p[1], p[2]] + [0] * 11 + [p[3], 1.0]
+
+
+def test_a_row_of_nan_is_in_no_bin_and_no_hit():
+    totals = Totals.of(tokens_of([np.nan, np.inf, 1.0], [np.nan, 0.5, 0.5], [0, 0, 0]), 4)
+    assert (totals.scored, totals.ignored, totals.hits, totals.nan.first, totals.infinite.first) == (3, 4, (1, 1), 0, 1)
+    assert sum(b.count for b in totals.bins) == 2
+    assert sum(b.hits for b in totals.bins) == 1
 
 
 def test_a_label_of_probability_0_is_no_hit():
@@ -131,7 +143,7 @@ def test_a_label_of_probability_0_is_no_hit():
 def test_nothing_scored():
     result = gx.evaluate(np.zeros((3, 4)), np.full(3, -100))
     assert (result.scored, result.ignored) == (0, 3)
-    for name in ("cross_entropy", "perplexity", "stderr", "accuracy", "entropy", "ece"):
+    for name in ("cross_entropy", "perplexity", "stderr_iid", "accuracy", "entropy", "ece"):
         assert math.isnan(getattr(result, name))
     assert gx.evaluate(np.zeros((0, 4)), np.zeros(0, int)).scored == 0
     assert math.isnan(gx.perplexity(np.zeros((0, 4)), np.zeros(0, int)))
@@ -149,7 +161,7 @@ def test_to_dict_is_strict_json():
     text = json.dumps(data, allow_nan=False)
     assert json.loads(text)["cross_entropy"] is None
     assert data["nan_rows"] == 2
-    assert {"scored", "ignored", "perplexity", "bits_per_token", "stderr", "accuracy", "top5_accuracy"} <= set(data)
+    assert {"scored", "ignored", "perplexity", "bits_per_token", "stderr_iid", "accuracy", "top5_accuracy"} <= set(data)
 
 
 def test_options_reach_the_rows():
@@ -159,21 +171,3 @@ def test_options_reach_the_rows():
     options = {"ignore_index": 7, "temperature": 0.5, "softcap": 20.0}
     assert gx.evaluate(x, y, **options).cross_entropy == gx.cross_entropy(x, y, **options)
     assert gx.perplexity(x, y, **options) == math.exp(gx.cross_entropy(x, y, **options))
-
-
-def test_documents():
-    rng = np.random.default_rng(0)
-    ids, loss = rng.integers(-3, 9, 400), rng.exponential(3, 400)
-    scored = rng.random(400) < 0.8
-    documents = DocumentTotals()
-    for a in range(0, 400, 37):
-        piece = slice(a, a + 37)
-        blank = np.zeros(loss[piece].shape)
-        documents.add(RowScores(scored[piece], loss[piece], blank, blank, blank), ids[piece])
-    means = {i: loss[(ids == i) & scored].tolist() for i in np.unique(ids)}
-    assert {d.document: d.cross_entropy for d in documents.rows()} == pytest.approx(
-        {i: math.fsum(v) / len(v) for i, v in means.items()}, rel=1e-15
-    )
-    assert [d.document for d in documents.rows()] == sorted(means)
-    assert documents.mean() == pytest.approx(np.mean([np.mean(v) for v in means.values()]), rel=1e-14)
-    assert len(documents) == len(means)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -15,9 +13,12 @@ from gpuxent import _row_loss
 from gpuxent._records import IGNORED, NO_SQUARES, NOTHING, ExactSum
 from gpuxent._rows import Rows
 from gpuxent.backends import on_host
-from gpuxent.evaluation.result import CalibrationBin, Evaluation
+from gpuxent.evaluation.packed import pack_sum, unpack_sum
+from gpuxent.evaluation.result import CalibrationBin
+from gpuxent.evaluation.sums import LossSums, sums_by_group
+from gpuxent.evaluation.tokens import Tokens
 
-FORMAT = "gpuxent totals, version 1"
+FORMAT = "gpuxent totals, version 2"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,12 @@ class Bin:
     confidence: ExactSum = NOTHING
 
     def merge(self, other: Bin) -> Bin:
+        if not other.count:
+            return self
         return Bin(self.count + other.count, self.hits + other.hits, self.confidence.merge(other.confidence))
+
+
+NO_BIN = Bin()
 
 
 @dataclass(frozen=True)
@@ -97,28 +103,35 @@ class Totals:
     def identity(cls, topk: tuple[int, ...] = (1, 5), bins: int = 15) -> Totals:
         """No rows. Top-1 is always counted."""
         topk = tuple(sorted({1, *topk}))
-        return cls(topk, (0,) * len(topk), (Bin(),) * bins)
+        return cls(topk, (0,) * len(topk), (NO_BIN,) * bins)
 
-    def with_rows(self, scores: RowScores, numbers: np.ndarray) -> Totals:
-        """These totals and those of more rows, which bear the given numbers in the data set."""
-        on = scores.scored
-        loss, p_max, rank = scores.loss[on], scores.p_max[on], scores.rank[on]
-        nan = np.isnan(loss)
-        probable = np.isfinite(loss)  # a class of probability 0 is never a hit
-        hits = tuple(int(np.count_nonzero(probable & (rank < k))) for k in self.topk)
-        return self.merge(
-            Totals(
-                self.topk,
-                hits,
-                _bins(p_max[~nan], (probable & (rank == 0))[~nan], len(self.bins)),
-                scored=int(on.sum()),
-                ignored=int(on.size - on.sum()),
-                loss=ExactSum.of(loss),
-                loss_squares=ExactSum.of_squares(loss),
-                entropy=ExactSum.of(scores.entropy[on]),
-                nan=BadRows.of(nan, numbers[on]),
-                infinite=BadRows.of(np.isinf(loss), numbers[on]),
-            )
+    @classmethod
+    def of(
+        cls,
+        tokens: Tokens,
+        ignored: int,
+        topk: tuple[int, ...] = (1, 5),
+        bins: int = 15,
+        *,
+        losses: LossSums | None = None,
+    ) -> Totals:
+        """Of scored tokens, and so many rows without one; `losses` are the sums of tokens.nll, if somebody has them."""
+        topk = tuple(sorted({1, *topk}))
+        loss, rank = tokens.nll, tokens.rank
+        losses = losses or LossSums(len(tokens), ExactSum.of(loss), ExactSum.of_squares(loss))
+        nan, infinite = np.isnan(loss), np.isinf(loss)
+        hits = rank[~(nan | infinite)]  # a class of probability 0 is never a hit
+        return cls(
+            topk,
+            tuple(int(np.count_nonzero(hits < k)) for k in topk),
+            _bins(tokens.p_max[~nan], (np.where(infinite, 1, rank) == 0)[~nan], bins),
+            scored=len(tokens),
+            ignored=ignored,
+            loss=losses.total,
+            loss_squares=losses.squares,
+            entropy=ExactSum.of(tokens.entropy),
+            nan=BadRows.of(nan, tokens.row),
+            infinite=BadRows.of(infinite, tokens.row),
         )
 
     def merge(self, other: Totals) -> Totals:
@@ -141,52 +154,32 @@ class Totals:
         """Cross-entropy in nats, rounded once."""
         return self.loss.divided_by(self.scored)
 
-    def result(self) -> Evaluation:
-        """The statistics, each from exact sums."""
-        mean = self.mean_loss
-        accuracy = {
+    @property
+    def stderr_iid(self) -> float:
+        """Of the mean loss, tokens taken as independent; NaN with fewer than two, or with a loss that is not finite."""
+        return LossSums(self.scored, self.loss, self.loss_squares).stderr
+
+    @property
+    def topk_accuracy(self) -> dict[int, float]:
+        return {
             k: hits / self.scored if self.scored else math.nan for k, hits in zip(self.topk, self.hits, strict=True)
         }
-        return Evaluation(
-            cross_entropy=mean,
-            perplexity=exp(mean),
-            bits_per_token=mean / math.log(2),
-            stderr=self._standard_error(),
-            scored=self.scored,
-            ignored=self.ignored,
-            accuracy=accuracy[1],
-            topk_accuracy=accuracy,
-            entropy=self.entropy.divided_by(self.scored),
-            ece=self._calibration_error(),
-            bins=tuple(
-                CalibrationBin(
-                    lower=i / len(self.bins),
-                    upper=(i + 1) / len(self.bins),
-                    count=b.count,
-                    accuracy=b.hits / b.count if b.count else math.nan,
-                    confidence=b.confidence.divided_by(b.count),
-                )
-                for i, b in enumerate(self.bins)
-            ),
-            nan_rows=self.nan.count,
-            first_nan_row=self.nan.first,
-            infinite_rows=self.infinite.count,
-            first_infinite_row=self.infinite.first,
+
+    @property
+    def calibration_bins(self) -> tuple[CalibrationBin, ...]:
+        return tuple(
+            CalibrationBin(
+                lower=i / len(self.bins),
+                upper=(i + 1) / len(self.bins),
+                count=b.count,
+                accuracy=b.hits / b.count if b.count else math.nan,
+                confidence=b.confidence.divided_by(b.count),
+            )
+            for i, b in enumerate(self.bins)
         )
 
-    def _standard_error(self) -> float:
-        """Of the mean, tokens taken as independent: sqrt(variance / n), the variance from exact integers."""
-        n = self.scored
-        if n < 2 or self.nan.count or self.infinite.count:
-            return math.nan
-        mean_square = Fraction(self.loss_squares.units, n)  # in units of the squares
-        squared_mean = Fraction(self.loss.units, n) ** 2
-        try:
-            return math.sqrt((mean_square - squared_mean) / (n - 1) / (1 << self.loss_squares.scale))
-        except OverflowError:
-            return math.inf
-
-    def _calibration_error(self) -> float:
+    @property
+    def calibration_error(self) -> float:
         """sum over bins of |hits - sum of p_max| / n (Guo et al. 2017, arXiv 1706.04599)."""
         if self.scored == 0 or self.nan.count:
             return math.nan
@@ -194,41 +187,38 @@ class Totals:
 
     def to_json(self) -> str:
         """All of it as text, without losing a bit."""
-        return json.dumps(
-            {
-                "format": FORMAT,
-                "topk": self.topk,
-                "hits": self.hits,
-                "bins": [[b.count, b.hits, _sum_to_json(b.confidence)] for b in self.bins],
-                "scored": self.scored,
-                "ignored": self.ignored,
-                **{name: _sum_to_json(getattr(self, name)) for name in _SUMS},
-                **{name: [getattr(self, name).count, getattr(self, name).first] for name in _BAD},
-            }
-        )
+        return json.dumps({"format": FORMAT, **self.to_data()}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Totals:
-        data = json.loads(text)
-        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
-            raise ValueError(f"text is not of the format {FORMAT!r}")
+        return cls.from_data(checked_format(text, FORMAT))
+
+    def to_data(self) -> dict[str, Any]:
+        return {
+            "topk": self.topk,
+            "hits": self.hits,
+            "bins": [[b.count, b.hits, pack_sum(b.confidence)] if b.count else [] for b in self.bins],
+            "scored": self.scored,
+            "ignored": self.ignored,
+            **{name: pack_sum(getattr(self, name)) for name in _SUMS},
+            **{name: [getattr(self, name).count, getattr(self, name).first] for name in _BAD},
+        }
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> Totals:
         return cls(
             topk=tuple(data["topk"]),
             hits=tuple(data["hits"]),
-            bins=tuple(Bin(count, hits, _sum_from_json(s)) for count, hits, s in data["bins"]),
+            bins=tuple(Bin(b[0], b[1], unpack_sum(b[2], NOTHING.scale)) if b else NO_BIN for b in data["bins"]),
             scored=data["scored"],
             ignored=data["ignored"],
-            **{name: _sum_from_json(data[name]) for name in _SUMS},  # type: ignore[arg-type]
+            **{name: unpack_sum(data[name], scale) for name, scale in _SUMS.items()},  # type: ignore[arg-type]
             **{name: BadRows(*data[name]) for name in _BAD},  # type: ignore[arg-type]
         )
 
 
-_SUMS = ("loss", "loss_squares", "entropy")
+_SUMS = {"loss": NOTHING.scale, "loss_squares": NO_SQUARES.scale, "entropy": NOTHING.scale}
 _BAD = ("nan", "infinite")
-
-
-def merge_all(totals: list[Totals]) -> Totals:
-    return reduce(Totals.merge, totals)
 
 
 def exp(x: float) -> float:
@@ -239,19 +229,20 @@ def exp(x: float) -> float:
         return math.inf
 
 
+def checked_format(text: str, name: str) -> dict[str, Any]:
+    """The object in the text, which must say that it is of this format."""
+    try:
+        data = json.loads(text)
+    except ValueError:
+        data = None
+    if not isinstance(data, dict) or data.pop("format", None) != name:
+        raise ValueError(f"text is not of the format {name!r}")
+    return data
+
+
 def _bins(p_max: np.ndarray, hit: np.ndarray, count: int) -> tuple[Bin, ...]:
     edges = np.linspace(0, 1, count + 1)[1:-1]
     place = np.searchsorted(edges, p_max, side="left")  # p equal to an edge belongs to the bin below it
-    return tuple(
-        Bin(int(here.sum()), int(hit[here].sum()), ExactSum.of(p_max[here])) if (here := place == i).any() else Bin()
-        for i in range(count)
-    )
-
-
-def _sum_to_json(total: ExactSum) -> list[Any]:
-    # a string: JSON readers of other languages make floats of long integers
-    return [hex(total.units), repr(total.nonfinite), total.scale]
-
-
-def _sum_from_json(data: list[Any]) -> ExactSum:
-    return ExactSum(int(data[0], 16), float(data[1]), data[2])
+    counts, hits = (np.bincount(chosen, minlength=count).tolist() for chosen in (place, place[hit]))
+    confidences = sums_by_group(p_max, place, count).exact()
+    return tuple(Bin(*b) if b[0] else NO_BIN for b in zip(counts, hits, confidences, strict=True))

@@ -1,0 +1,45 @@
+"""The record of scored tokens: what every statistic of a data set is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from gpuxent.evaluation.statistics import Summary
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens that count, in the order of their rows, as arrays of one length."""
+
+    row: np.ndarray  # int64: the number of the row of logits, leading axes flattened
+    label: np.ndarray  # int64
+    position: np.ndarray  # int64: rows before it in its document and sequence
+    nll: np.ndarray  # float64, nats
+    entropy: np.ndarray  # float64, nats
+    p_max: np.ndarray  # float64
+    rank: np.ndarray  # int64: classes before the label; 0 is a hit
+    document: np.ndarray | None = None  # int64: its id
+
+    def __len__(self) -> int:
+        return self.row.size
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """By name; without `document` where there are none."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: column for name, column in named.items() if column is not None}
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What the rows [first, first + rows) of a data set leave behind."""
+
+    first: int
+    rows: int
+    summary: Summary
+    tokens: Tokens | None  # only if they are to be kept
+    computed_by: str  # backend, CPU type and versions: what the last bits of a loss depend on
