@@ -367,12 +367,12 @@ def class_labels(
     ignore: int | None,
     check: bool,
     start: tuple[int, ...],
-    offset: tuple[int, ...] | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> np.ndarray:
     """Labels as int64: a class, IGNORED, or (unchecked) NO_LABEL. Compared at full width, so 2**32 is not class 0.
 
-    `start` is the index of the first of these labels in the whole array, here and below; `offset` that of a whole array
-    which is itself a block of a larger one.
+    `start` is the index of the first of these labels in the whole array, here and below; given the array's `shape`,
+    the labels are a flat piece of it.
     """
     valid = (values >= 0) & (values < vocab)
     if np.count_nonzero(valid) == values.size and not (ignore is not None and 0 <= ignore < vocab):
@@ -380,9 +380,8 @@ def class_labels(
     ignored = np.zeros(values.shape, bool) if ignore is None else values == ignore
     if check:
         expected = f"a class in [0, {vocab})" + ("" if ignore is None else f" or ignore_index={ignore}")
-        first = start if offset is None else tuple(s + o for s, o in zip(start, offset, strict=True))
         bad = ~(valid | ignored)
-        _raise_first(bad, "labels", first, lambda at: f"is {values[at]}", expected, row=False, error=IndexError)
+        _raise_first(bad, "labels", start, lambda at: f"is {values[at]}", expected, False, IndexError, shape)
     return np.where(ignored, IGNORED, np.where(valid, values.astype(np.int64), NO_LABEL))  # not -2 as a uint8
 
 
@@ -444,12 +443,14 @@ def _raise_first(
     expected: str,
     row: bool = True,
     error: type[Exception] = ValueError,
+    shape: tuple[int, ...] | None = None,
 ) -> None:
-    """An error about the first bad row, if there is one, under its index in the whole array."""
+    """An error about the first bad row, if there is one, under its index in the whole array (see `class_labels`)."""
     if not bad.any():
         return
     place = tuple(int(i) for i in np.argwhere(bad)[0])
-    index = [str(i + s) for i, s in zip(place, start, strict=True)] + [":"] * row
+    at = tuple(i + s for i, s in zip(place, start, strict=True))
+    index = [str(i) for i in (at if shape is None else np.unravel_index(at[0], shape))] + [":"] * row
     where = f"{name}[{', '.join(index)}]" if index else name
     raise error(f"{where} {found(place)}, expected {expected}")
 
@@ -460,10 +461,15 @@ def sum_tolerance(dtype: np.dtype) -> float:
 
 
 def positive(value: Any, name: str) -> int:
+    return integer(value, name, 1, expected="a positive integer")
+
+
+def integer(value: Any, name: str, low: int, high: float = math.inf, expected: str | None = None) -> int:
+    expected = expected or (f"an integer of at least {low}" if high == math.inf else f"an integer from {low} to {high}")
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be a positive integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value}")
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
+    if not low <= int(value) <= high:
+        raise ValueError(f"{name} must be {expected}, got {value}")
     return int(value)
 
 

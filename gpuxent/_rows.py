@@ -41,9 +41,8 @@ class Rows:
         reduction: Any = "mean",
         check_labels: bool = True,
         backend: str | None = None,
-        first_row: tuple[int, ...] | None = None,
     ) -> Rows:
-        """Check everything; `first_row` is where these rows lie in a larger array, for messages."""
+        """Check everything."""
         logits = arguments.rows(logits, "logits")
         vocab = logits.shape[-1]
         weight = arguments.class_weight(class_weight, logits, check_labels)
@@ -71,7 +70,6 @@ class Rows:
             vocab=vocab,
             ignore=options.ignore_index,
             check=check_labels,
-            offset=first_row,
         )
         labels = owner.map_rows(check, labels, dtype=np.int64, at=True)
         label_weight: Array | float = 1.0

@@ -1,11 +1,12 @@
-"""The command line. Results go to stdout, all else to stderr; exit codes: 0 done, 2 usage, 3 bad input."""
+"""The command line. Results go to stdout, all else to stderr; exit codes: 0 done, 2 usage, 3 bad input,
+4 interrupted (a run directory can be gone on with)."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +17,10 @@ from rich.console import Console
 
 from gpuxent import __version__
 
-BAD_INPUT = 3
+BAD_INPUT, INTERRUPTED = 3, 4
+SOURCES = (
+    "a .npy, .safetensors, .h5, .parquet or .kld file, a Zarr v3 folder, a folder or glob of files; FILE::NAME inside"
+)
 
 app = typer.Typer(
     help="Cross-entropy and perplexity over huge vocabularies.",
@@ -31,46 +35,111 @@ class Format(StrEnum):
     json = "json"
 
 
+class ResultFormat(StrEnum):
+    table = "table"
+    json = "json"
+    jsonl = "jsonl"
+    csv = "csv"
+    markdown = "markdown"
+
+
 @app.command()
 def perplexity(
-    logits: Annotated[
-        Path,
-        typer.Argument(metavar="LOGITS", readable=False, help="Logits (..., vocab): a .npy file or a Zarr v3 folder."),
-    ],
-    labels: Annotated[
-        Path, typer.Option(readable=False, help="Labels (...), integers: a .npy file or a Zarr v3 folder.")
-    ],
-    documents: Annotated[
-        Path | None,
-        typer.Option(readable=False, help="Document ids (...), integers: adds the best and worst documents."),
+    logits: Annotated[str, typer.Argument(metavar="LOGITS", help=f"Logits (..., vocab): {SOURCES}.")],
+    labels: Annotated[str | None, typer.Option(help="Labels (...), integers; a .kld file has its own.")] = None,
+    documents: Annotated[str | None, typer.Option(help="Document ids (...): standard errors by document.")] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="Which labels count (...): booleans, or integers other than 0.")
     ] = None,
+    shift: Annotated[int, typer.Option(help="1: a row is scored by the label after it.")] = 0,
+    min_context: Annotated[int, typer.Option(help="Rows with less of their document before them do not count.")] = 0,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many rows.")] = None,
     ignore_index: Annotated[int, typer.Option(help="Label of tokens that do not count.")] = -100,
     temperature: Annotated[float, typer.Option(help="Divide the logits by this.")] = 1.0,
-    format: Annotated[Format, typer.Option(help="A table for people or JSON for programs.")] = Format.table,
+    softcap: Annotated[float | None, typer.Option(help="First softcap * tanh(logits / softcap).")] = None,
+    topk: Annotated[str, typer.Option(help="The k of top-k accuracies.")] = "1,5",
+    bins: Annotated[int, typer.Option(help="Bins of the calibration error.")] = 15,
+    metadata: Annotated[
+        Path | None, typer.Option(readable=False, help="About documents: CSV, JSON lines or Parquet, with `document`.")
+    ] = None,
+    bytes: Annotated[str | None, typer.Option(help="Bytes of the text: a number, or a column of --metadata.")] = None,
+    words: Annotated[str | None, typer.Option(help="Words of the text: a number, or a column of --metadata.")] = None,
+    group_by: Annotated[str | None, typer.Option(help="A column of --metadata: a line for each value.")] = None,
+    run: Annotated[
+        Path | None, typer.Option("-o", "--run", help="Keep what is finished, and every token, in this folder.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Also on another backend or CPU type; the result says so.")
+    ] = False,
+    backend: Annotated[str | None, typer.Option(help="numba, numpy or cupy; default: the best on the CPU.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Logits to hold in each process, such as 2GB.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes of this machine, instead of threads.", min=1)] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, whose workers score.")] = None,
+    gpus: Annotated[str | None, typer.Option(help="all: a process for each GPU of this machine.")] = None,
+    format: Annotated[ResultFormat, typer.Option(help="How to write the result.")] = ResultFormat.table,
     output: Annotated[Path | None, typer.Option(help="Write the result to this file instead of stdout.")] = None,
 ) -> None:
     """Cross-entropy, perplexity, accuracy, entropy and calibration of stored logits, read block by block."""
     from gpuxent import _arguments
     from gpuxent.evaluation import report
-    from gpuxent.evaluation.score import score_files
+    from gpuxent.evaluation.evaluate import open_job
+    from gpuxent.evaluation.metadata import open_metadata
 
+    if labels is None and not logits.endswith(".kld"):
+        raise typer.BadParameter("must be given: only a .kld file has its own labels", param_hint="--labels")
     with bad_input_exits():
         _arguments.number(temperature, "--temperature", 0, open_low=True)
-        check_writable(output, logits, labels, documents)
-        options: dict[str, Any] = {"ignore_index": ignore_index, "temperature": temperature}
-        totals, by_document = score_files(logits, labels, documents, Console(stderr=True), **options)
-        if totals.scored == 0:
-            all_ignored = f"{totals.ignored:,} labels, all {ignore_index} (ignored)"
-            raise ValueError(f"no token to score: {labels} has {all_ignored if totals.ignored else 'no labels'}")
-        result = totals.result()
+        check_writable(output, logits, labels, documents, mask)
+        labels = labels or f"{logits}::labels"
+        about = open_metadata(metadata, bytes=bytes, words=words, group_by=group_by)
+        options: dict[str, Any] = {
+            "shift": shift,
+            "min_context": min_context,
+            "limit": limit,
+            "topk": numbers(topk, "--topk"),
+            "bins": bins,
+            "ignore_index": ignore_index,
+            "softcap": softcap,
+            "temperature": temperature,
+            "backend": "cupy" if gpus else backend,
+        }
+        job = open_job(logits, labels, documents=documents, mask=mask, **options)
+        for source in job.sources.values():
+            for warning in source.warnings() if source else ():
+                say(f"warning: {warning}")
+        keeping = {"run": run, "resume": resume, "allow_mixed": allow_mixed}
+        result = score_with_progress(job, about, workers=(workers, scheduler, gpus), memory=memory, **keeping)
+        if result.scored == 0 and result.share == 1:
+            none = f"{result.ignored:,} rows, of which none counts" if result.ignored else "no labels"
+            raise ValueError(f"no token to score: {labels} has {none}")
         for warning in report.bad_rows(result):
             say(f"warning: {warning}")
         with written_to(output) as file:
-            if format is Format.json:
-                run = {"gpuxent": __version__, "logits": logits, "labels": labels, "documents": documents, **options}
-                file.write(report.to_json(result, by_document, run) + "\n")
-            else:
-                Console(file=file, width=80 if output else None).print(report.to_table(result, by_document))
+            inputs = {"logits": logits, "labels": labels, "documents": documents, "mask": mask}
+            what = {"gpuxent": __version__, "source": f"logits/{job.logits.dtype}", "shape": job.logits.shape}
+            report.write(result, format, what | inputs | options, file, 80 if output else None)
+        if result.share < 1:
+            say("interrupted" + (f"; --run {run} --resume goes on" if run else ""))
+            raise typer.Exit(INTERRUPTED)
+
+
+def score_with_progress(
+    job: Any, about: Any, *, workers: tuple[int | None, str | None, str | None], memory: str | None, **keeping: Any
+) -> Any:
+    """`evaluate_job` on the workers asked for, with progress on stderr, and Ctrl-C."""
+    from gpuxent.evaluation import cluster
+    from gpuxent.evaluation.driver import Stop
+    from gpuxent.evaluation.score import evaluate_job, interruptible
+
+    size = None if memory is None else cluster.parse_memory(memory, "--memory")
+    stop = Stop()
+    with (
+        cluster.workers(*workers) as team,
+        interruptible(stop, say),
+        row_progress(job.rows, Console(stderr=True)) as watch,
+    ):
+        return evaluate_job(job, about, memory=size, workers=team, stop=stop, watch=watch, **keeping)
 
 
 @app.command()
@@ -103,19 +172,66 @@ def info(
         Console().print(_info.to_table(facts))
 
 
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="PATH", help=f"Logits, labels or document ids: {SOURCES}.")],
+    labels: Annotated[str | None, typer.Option(help="Labels (...): do they fit these logits?")] = None,
+    ignore_index: Annotated[int, typer.Option(help="Label of tokens that do not count.")] = -100,
+    format: Annotated[Format, typer.Option(help="A table for people or JSON for programs.")] = Format.table,
+) -> None:
+    """What a file holds, what its values look like, and the time and memory that perplexity would take."""
+    from gpuxent.evaluation import inspect
+
+    with bad_input_exits():
+        facts = inspect.facts(path, labels, ignore_index)
+        with written_to(None) as file:
+            if format is Format.json:
+                file.write(json.dumps(facts, indent=2, allow_nan=False) + "\n")
+            else:
+                Console(file=file).print(inspect.to_table(facts))
+        if problem := facts.get("labels", {}).get("problem"):
+            raise ValueError(problem)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help=f"What to copy: {SOURCES}.")],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="A .npy, .zarr, .safetensors, .h5 or .parquet file; FILE::NAME inside.")
+    ],
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Rows per chunk (.zarr, .h5) or row group (.parquet); default: 16 MiB, .h5 in one piece."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, with all that is in it.")] = False,
+) -> None:
+    """Copy an array into another format, block by block and bit for bit."""
+    from gpuxent.evaluation.convert import convert
+    from gpuxent.evaluation.sources import open_source
+
+    with bad_input_exits():
+        array = open_source(source)
+        for warning in array.warnings():
+            say(f"warning: {warning}")
+        done = convert(array, out, Console(stderr=True), rows=rows, overwrite=overwrite)
+        with written_to(None) as file:
+            file.write(f"{done}\n")
+
+
 @contextmanager
 def bad_input_exits() -> Iterator[None]:
     """What the library or the system says of bad input goes to stderr in one line, without a traceback."""
     try:
         yield
-    except BrokenPipeError:  # `| head` has seen enough
+    except (BrokenPipeError, typer.Exit):  # `| head` has seen enough; an exit is a RuntimeError, too
         raise
-    except (ValueError, TypeError, IndexError, OSError) as error:
+    except (ValueError, TypeError, IndexError, ImportError, OSError, RuntimeError) as error:
         say(one_line(error))
         raise typer.Exit(BAD_INPUT) from None
     except KeyboardInterrupt:
-        say("interrupted")
-        raise typer.Exit(130) from None
+        say("stopped")
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)  # Python would wait for the threads whose blocks nobody wants any more
 
 
 def say(text: str) -> None:
@@ -128,7 +244,29 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split("\n")).strip()
 
 
-def check_writable(output: Path | None, *inputs: Path | None) -> None:
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} must be integers with commas between, got {text!r}") from None
+
+
+@contextmanager
+def row_progress(rows: int, console: Console) -> Iterator[Callable[[int, Any], None]]:
+    """A watch for `evaluate_job` that shows how many rows are done, and the cross-entropy so far."""
+    from gpuxent.evaluation.progress import Progress
+
+    with Progress(rows, "rows", console) as progress:
+
+        def watch(done: int, summary: Any) -> None:
+            totals = summary.totals
+            note = f"cross-entropy {totals.mean_loss:.4f}" if totals.scored else "nothing scored yet"
+            progress.advance(done, note)
+
+        yield watch
+
+
+def check_writable(output: Path | None, *inputs: str | Path | None) -> None:
     """Find out before the work, not after it; and never write over what is read."""
     if output is None:
         return
@@ -136,7 +274,8 @@ def check_writable(output: Path | None, *inputs: Path | None) -> None:
         raise ValueError(f"--output must be a file in an existing folder, got {output}")
     if not os.access(output if output.exists() else output.parent, os.W_OK):
         raise ValueError(f"--output must be a file that may be written, got {output}")
-    if output.exists() and any(path is not None and path.exists() and output.samefile(path) for path in inputs):
+    paths = [Path(path) for path in inputs if path is not None]
+    if output.exists() and any(path.exists() and output.samefile(path) for path in paths):
         raise ValueError(f"--output must not be one of the inputs, got {output}")
 
 

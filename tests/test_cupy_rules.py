@@ -210,7 +210,6 @@ BAD = {
     "uint8": (class_check(-100), np.array([156], np.uint8), "labels[0] is 156"),
     "2-d": (class_check(), np.array([[0, 1], [2, -7]]), "labels[1, 1] is -7"),
     "0-d": (class_check(), np.array(9), "labels is 9"),
-    "in a block": (class_check(offset=(5,)), np.array([0, -9]), "labels[6] is -9"),
     "negative": (distributions, (counts(0, 2, 0), GOOD_SUMS), "probs[1, :] has 2 entries negative"),
     "NaN": (distributions, (counts(0, 0, 0), np.array([1, 1, np.nan])), "probs[2, :] has a NaN"),
     "sum": (distributions, (counts(0, 0, 0), np.array([1, 1.1, np.inf])), "probs[1, :] sums to 1.1"),

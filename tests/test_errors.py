@@ -143,9 +143,9 @@ def test_evaluate():
     ):
         with pytest.raises(error, match=message):
             gx.evaluate(LOGITS, LABELS, **options)
-    with pytest.raises(TypeError, match="labels is a Dask array but logits are not"):
+    with pytest.raises(TypeError, match="labels is a Dask array but logits is not"):
         gx.evaluate(LOGITS, da.from_array(LABELS))
-    with pytest.raises(TypeError, match="labels must be integers, got float64"):
+    with pytest.raises(TypeError, match=r"labels \(labels\) must be integers, got float64"):
         gx.evaluate(da.from_array(LOGITS), SOFT)
     with pytest.raises(TypeError, match="logits is a masked array"):
         gx.cross_entropy(da.ma.masked_greater(da.from_array(LOGITS), 1), LABELS)

@@ -93,7 +93,7 @@ def test_one_thread_inside_tasks_of_dask():
 
 
 def test_one_thread_on_workers_of_distributed():
-    with distributed.Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None) as client:
+    with distributed.Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=":0") as client:
         assert client.gather(client.map(count_threads, range(4))) == [1] * 4
         assert count_threads() == len(os.sched_getaffinity(0))
 

@@ -412,7 +412,7 @@ def cloudpickled(graph):
 
 
 def test_evaluate_and_perplexity(tmp_path, monkeypatch):
-    from gpuxent.evaluation import driver
+    from gpuxent.evaluation import score
 
     x, y, _, _ = on_device()
     np.save(tmp_path / "y.npy", Y)
@@ -424,15 +424,17 @@ def test_evaluate_and_perplexity(tmp_path, monkeypatch):
         expected.scored,
         expected.ignored,
     )
-    for name in ("cross_entropy", "stderr", "entropy", "ece"):
+    for name in ("cross_entropy", "stderr_iid", "entropy", "ece"):
         assert getattr(whole, name) == pytest.approx(getattr(expected, name), rel=1e-6)
     assert gx.evaluate(x, str(tmp_path / "y.npy")) == whole
     assert gx.evaluate(x, Y.tolist()) == whole
+    np.save(tmp_path / "x.npy", X)
     assert gx.evaluate(X, Y, backend="cupy") == whole
+    assert gx.evaluate(tmp_path / "x.npy", tmp_path / "y.npy", backend="cupy", memory=1) == whole
     rows = da.from_array(x, chunks=(5, VOCAB))
     for given in (y, Y, da.from_array(y, chunks=4)):
         assert gx.evaluate(rows, given) == whole
-    monkeypatch.setattr(driver, "GPU_BLOCK_BYTES", 3 * VOCAB * 4)
+    monkeypatch.setattr(score, "GPU_BLOCK_BYTES", 3 * VOCAB * 4)
     assert gx.evaluate(x, y) == whole
     bad = Y.copy()
     bad[10] = -3
@@ -447,12 +449,12 @@ def test_cupy_arrays_are_scored_by_the_calling_thread(monkeypatch):
     """Its current stream is the one on which they are ready."""
     import threading
 
-    from gpuxent.evaluation import driver
+    from gpuxent.evaluation import job, score
 
     seen = set()
-    score_rows = driver.score_rows
-    monkeypatch.setattr(driver, "GPU_BLOCK_BYTES", 3 * VOCAB * 4)
-    monkeypatch.setattr(driver, "score_rows", lambda *a, **k: (seen.add(threading.get_ident()), score_rows(*a, **k))[1])
+    score_rows = job.score_rows
+    monkeypatch.setattr(score, "GPU_BLOCK_BYTES", 3 * VOCAB * 4)
+    monkeypatch.setattr(job, "score_rows", lambda *a, **k: (seen.add(threading.get_ident()), score_rows(*a, **k))[1])
     gx.evaluate(on_device()[0], on_device()[1])
     assert seen == {threading.get_ident()}
 

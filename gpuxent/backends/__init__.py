@@ -127,3 +127,10 @@ def to_gpu(array: np.ndarray, beside: Any = None) -> Any:
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     with nullcontext() if beside is None else beside.device:
         return _cupy_found.cupy().asarray(native)
+
+
+def computed(*arrays: Any) -> tuple[Any, ...]:
+    """Arrays of Dask computed together by the calling thread; others as they are."""
+    if any(map(is_dask, arrays)):
+        return import_module("gpuxent.backends._dask").computed(*arrays)
+    return arrays

@@ -11,13 +11,14 @@ are moved beside them inside the task, and only exact sums come to the CPU. No g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import partial, reduce
 from itertools import islice
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 
@@ -205,9 +206,10 @@ class DaskBackend:
             return owner.map_rows(function, *arguments, outputs=outputs, dtype=dtype, at=at)
         flat = [_chunked(a, like.chunks) if _ndim(a) == ndim > 0 else a for a in flat]
         starts = [_starts(sizes) for sizes in like.chunks] if at else []
+        count = len(flat)  # and not `flat`: the arrays and their graphs would travel with the function
 
         def on_block(*block: Any) -> Any:
-            values, corner = block[: len(flat)], block[len(flat) :]
+            values, corner = block[:count], block[count:]
             start = tuple(int(c[0]) for c in corner) if at else None
             gpu = None if dtype is object else _first_on_gpu([*values, *bound])
             own = rebuild([on_host(v) for v in values] if gpu is None else _beside(gpu, values))
@@ -237,15 +239,6 @@ class DaskBackend:
 
     def after(self, guard: da.Array, rows: da.Array) -> da.Array:
         return self._rowwise(lambda _backend, rows, _labels, _start, _guard: rows, rows, None, guard)
-
-    def block_results(self, function: Callable[..., Any], *arguments: da.Array) -> Iterator[Any]:
-        """function(blocks, start=...) of every block of rows, computed now."""
-
-        def on_block(*blocks: Any, start: tuple[int, ...]) -> np.ndarray:
-            return _one(function(*blocks, start=start), blocks[0].ndim)
-
-        results = self.map_rows(on_block, *arguments, dtype=object, at=True)
-        return iter(results.compute().ravel())
 
     # ---- blockwise over (rows..., vocab) ----
 
@@ -455,3 +448,8 @@ def _one(value: Any, ndim: int) -> np.ndarray:
 
 def _merged(sums: np.ndarray, denominator: Any) -> np.ndarray:
     return np.array(reduce(ExactSum.merge, sums.ravel(), ExactSum()).divided_by(float(denominator)))
+
+
+def computed(*arrays: Any) -> tuple[Any, ...]:
+    """In one pass over what they share, by the calling thread."""
+    return dask.compute(*arrays, scheduler="synchronous")

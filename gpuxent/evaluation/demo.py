@@ -9,6 +9,7 @@ import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ from gpuxent.evaluation import demo_report
 from gpuxent.evaluation.demo_corpus import Corpus, reference_corpus, text_corpus
 from gpuxent.evaluation.demo_model import LogBilinear, Settings, Trained, log_unigram, train
 from gpuxent.evaluation.demo_report import Scored
-from gpuxent.evaluation.driver import Block
+from gpuxent.evaluation.driver import BLOCK_BYTES, ThreadWorkers, plan, rows_per_block, run_blocks
+from gpuxent.evaluation.evaluate import open_job
 from gpuxent.evaluation.progress import Progress
-from gpuxent.evaluation.score import score_files
 from gpuxent.losses import cross_entropy
 
 FILES = ("logits.npy", "labels.npy", "documents.npy", "vocabulary.txt", "documents.txt")
@@ -100,19 +101,18 @@ def write_files(model: LogBilinear, corpus: Corpus, settings: Settings, folder: 
 
 
 def score(folder: Path, corpus: Corpus, console: Console) -> Scored:
-    """What the stored logits say: totals, totals of each document, each token's loss, and the baselines."""
-    blocks: list[Block] = []
+    """What the stored logits say: statistics, each document's, each token's loss, and the baselines."""
     logits, labels, documents = (folder / name for name in FILES[:3])
-    totals, by_document = score_files(logits, labels, documents, console, on_block=blocks.append)
-    assert by_document is not None
-    return Scored(
-        corpus,
-        totals.result(),
-        list(by_document.rows()),
-        np.concatenate([block.scores.loss for block in blocks]),
-        baselines(corpus),
-        np.load(logits, mmap_mode="r"),
-    )
+    job = replace(open_job(logits, labels, documents=documents), keep_tokens=True)
+    summary, loss = job.identity(), np.zeros(job.rows)
+    with Progress(job.rows, "rows", console) as progress:
+        blocks = plan([range(job.rows)], rows_per_block(job, BLOCK_BYTES))
+        for block in run_blocks(job, blocks, ThreadWorkers(job.rows)):
+            summary = summary.merge(block.summary)
+            assert block.tokens is not None
+            loss[block.tokens.row] = block.tokens.nll
+            progress.advance(block.rows, f"cross-entropy {summary.totals.mean_loss:.4f}")
+    return Scored(corpus, summary.result(), loss, baselines(corpus), np.load(logits, mmap_mode="r"))
 
 
 def baselines(corpus: Corpus) -> dict[str, float]:

@@ -32,7 +32,6 @@ class Scored:
 
     corpus: Corpus
     result: Evaluation
-    documents: list[Document]
     loss: np.ndarray
     baselines: dict[str, float]
     logits: np.ndarray
@@ -78,7 +77,8 @@ def tables(scored: Scored) -> Iterator[RenderableType]:
         f"Model: accuracy {percent(result.accuracy)}, top-5 accuracy {percent(result.topk_accuracy[5])}, "
         f"calibration error (ECE) {decimal(result.ece)}"
     )
-    ranked = sorted((d for d in scored.documents if d.scored >= MIN_SCORED), key=lambda d: d.cross_entropy)
+    documents = scored.result.by_document or ()
+    ranked = sorted((d for d in documents if d.scored >= MIN_SCORED), key=lambda d: d.cross_entropy)
     names = scored.corpus.names
     if len(ranked) > 2 * SHOWN_DOCUMENTS:
         yield documents_table("Best documents", ranked[:SHOWN_DOCUMENTS], names)

@@ -1,131 +1,201 @@
-"""Scores a source block by block on threads, with a bounded number of blocks in flight."""
+"""Scores a data set block by block, a bounded number of blocks in flight, on whatever workers there are."""
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from bisect import bisect_right
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from queue import Empty, SimpleQueue
+from threading import Semaphore
+from typing import Protocol
 
-import numpy as np
-
-from gpuxent import _arguments as arguments
-from gpuxent.backends import is_cupy, to_gpu
 from gpuxent.backends._threads import thread_count, threads
-from gpuxent.evaluation.sources import ArraySource, Rows, Source
-from gpuxent.evaluation.totals import RowScores, score_rows
+from gpuxent.evaluation.job import Job
+from gpuxent.evaluation.tokens import BlockResult
 
 # Of logits per block: long enough that a block's overhead does not count, short enough for progress. A GPU reads
 # a hundred times faster.
-BLOCK_BYTES, GPU_BLOCK_BYTES = 32 * 2**20, 2**30
+BLOCK_BYTES, GPU_BLOCK_BYTES, MOST_BLOCK_BYTES = 32 * 2**20, 2**30, 512 * 2**20
+ROW_BYTES = 256  # what is kept of a row beside its logits until its block is finished
+READERS = 2  # blocks that are read while every thread computes
+
+
+class WorkerDied(RuntimeError):
+    """The process that scored a block was lost with it."""
 
 
 @dataclass(frozen=True)
-class Block:
-    """A block's place in the data set, its scores (flat), and what belongs to its rows."""
+class Done:
+    """A block that came back: its result, or why there is none."""
 
-    first_row: int
-    scores: RowScores
-    documents: np.ndarray | None
+    block: range
+    result: BlockResult | None = None
+    error: BaseException | None = None
+
+
+class Workers(Protocol):
+    """Where blocks are scored."""
 
     @property
-    def rows(self) -> int:
-        return self.scores.loss.size
+    def slots(self) -> int:
+        """How many blocks to keep in flight."""
 
     @property
-    def numbers(self) -> np.ndarray:
-        """The rows' numbers in the data set."""
-        return np.arange(self.first_row, self.first_row + self.rows)
+    def at_once(self) -> int:
+        """How many blocks one process holds in memory."""
+
+    def submit(self, job: Job, block: range) -> None: ...
+    def next(self, timeout: float) -> Done | None:
+        """A block that came back, in whatever order; None if none did in so many seconds."""
+
+    def close(self) -> None:
+        """Without waiting for what nobody will read."""
 
 
-def score_blocks(
-    logits: Source,
-    labels: Source,
-    documents: Source | None = None,
-    *,
-    block_bytes: int | None = None,
-    **options: Any,
-) -> Iterator[Block]:
-    """The blocks of a data set in order, one scored on each thread; `options` go to `score_rows`.
+class Stop:
+    """Set to let the blocks in flight finish and begin no others."""
 
-    A CuPy array is scored by the calling thread, on whose current stream the array is ready.
+    def __init__(self) -> None:
+        self.requested = False
+
+    def request(self) -> None:
+        self.requested = True
+
+
+def run_blocks(
+    job: Job, blocks: Iterable[range], workers: Workers, stop: Stop | None = None
+) -> Generator[BlockResult, None, None]:
+    """The results of the blocks as they come back; in memory are those in flight.
+
+    After an error no block is begun; the results of those in flight are given before it is raised, and of several
+    errors that of the first rows. Blocks whose worker died are scored again, each alone, and are an error (after all
+    others) if it dies again: RuntimeError, which names their rows.
     """
-    check_sources(logits, labels, documents)
-    on_gpu = isinstance(logits, ArraySource) and is_cupy(logits.array)
-    plan = list(plan_blocks(logits, block_bytes or (GPU_BLOCK_BYTES if on_gpu else BLOCK_BYTES)))
-    if not plan:
-        return
-    workers = min(thread_count(), len(plan))
-    threads_per_block = thread_count() // workers  # 1, unless there are fewer blocks than threads
+    waiting, flying, errors, orphans = iter(blocks), 0, list[Done](), list[range]()
+    stop = stop or Stop()
+    try:
+        while True:
+            while flying < workers.slots and not (errors or stop.requested):
+                block = next(waiting, None)
+                if block is None:
+                    break
+                workers.submit(job, block)
+                flying += 1
+            if not flying:
+                break
+            done = workers.next(timeout=0.5)
+            if done is None:
+                continue
+            flying -= 1
+            if done.result is not None:
+                yield done.result
+            elif isinstance(done.error, WorkerDied):
+                orphans.append(done.block)
+            else:
+                errors.append(done)
+        if errors:
+            first = min(errors, key=lambda done: done.block.start)
+            assert first.error is not None
+            raise first.error
+        yield from _each_alone(job, orphans, workers, stop)
+    finally:
+        workers.close()
 
-    def score(first_row: int, rows: Rows) -> Block:
-        with threads(threads_per_block):
-            try:
-                first = tuple(s.start for s in rows)
-                block, block_labels = logits.read(rows), labels.read(rows)
-                if on_gpu and not isinstance(labels, ArraySource):  # from a file
-                    block_labels = to_gpu(block_labels, block)
-                scores = score_rows(block, block_labels, first_row=first, **options)
-            except IndexError as error:  # a label outside the vocabulary
-                raise IndexError(f"{error} (in {labels.name})") from None
-        ids = None if documents is None else documents.read(rows).ravel()
-        return Block(first_row, RowScores(*(field.ravel() for field in vars(scores).values())), ids)
 
-    if on_gpu:
-        yield from (score(*place) for place in plan)
-        return
-    with ThreadPoolExecutor(workers, thread_name_prefix="gpuxent-block") as pool:
-        flying: deque[Future[Block]] = deque()
+def _each_alone(job: Job, blocks: list[range], workers: Workers, stop: Stop) -> Iterator[BlockResult]:
+    """A worker that dies takes innocent blocks with it; alone there is no doubt which one it was."""
+    lost: list[tuple[range, BaseException]] = []
+    for block in sorted(blocks, key=lambda block: block.start):
+        if stop.requested:
+            return
+        workers.submit(job, block)
+        done = None
+        while done is None:
+            done = workers.next(timeout=0.5)
+        if done.result is not None:
+            yield done.result
+        elif isinstance(done.error, WorkerDied):
+            lost.append((block, done.error))
+        else:
+            assert done.error is not None
+            raise done.error
+    if lost:
+        rows = ", ".join(f"{block.start:,} to {block.stop:,}" for block, _ in lost)
+        raise RuntimeError(f"{job.logits.name}: every worker that scored rows {rows} alone died: {lost[0][1]}")
+
+
+class ThreadWorkers:
+    """Threads of this process: as many compute at once as `gpuxent.threads` allows, two more read."""
+
+    def __init__(self, blocks: int) -> None:
+        computing = max(1, min(thread_count(), blocks))
+        self.slots = self.at_once = computing + READERS
+        self._threads_per_block = thread_count() // computing  # 1, unless there are fewer blocks than threads
+        self._gate = Semaphore(computing)
+        self._pool = ThreadPoolExecutor(self.slots, thread_name_prefix="gpuxent-block")
+        self._done: SimpleQueue[Done] = SimpleQueue()
+
+    def submit(self, job: Job, block: range) -> None:
+        self._pool.submit(self._score, job, block)
+
+    def _score(self, job: Job, block: range) -> None:
         try:
-            for place in plan:
-                flying.append(pool.submit(score, *place))
-                if len(flying) > 2 * workers:
-                    yield flying.popleft().result()
-            while flying:
-                yield flying.popleft().result()
-        finally:  # an error, Ctrl-C or a consumer that stops early: do not wait for what nobody will read
-            for future in flying:
-                future.cancel()
+            with threads(self._threads_per_block):
+                self._done.put(Done(block, job.score(block.start, block.stop, self._gate)))
+        except BaseException as error:
+            self._done.put(Done(block, error=error))
+
+    def next(self, timeout: float) -> Done | None:
+        try:
+            return self._done.get(timeout=timeout)
+        except Empty:
+            return None
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def check_sources(logits: Source, labels: Source, documents: Source | None) -> None:
-    """What can be seen without reading: dtypes and shapes."""
-    if logits.dtype.newbyteorder("=") not in arguments.FLOAT_DTYPES:
-        raise TypeError(f"logits ({logits.name}) must be float16, bfloat16, float32 or float64, got {logits.dtype}")
-    if len(logits.shape) < 2 or logits.shape[-1] == 0:
-        raise ValueError(f"logits ({logits.name}) must have shape (rows, vocab) or (..., vocab), got {logits.shape}")
-    for name, source in (("labels", labels), ("documents", documents)):
-        if source is None:
-            continue
-        if source.dtype.kind not in "iu":
-            raise TypeError(f"{name} ({source.name}) must be integers, got {source.dtype}")
-        if source.shape != logits.shape[:-1]:
-            raise ValueError(
-                f"{name} ({source.name}) must have shape {logits.shape[:-1]} for logits of shape {logits.shape}, "
-                f"got {source.shape}"
-            )
+class CallerWorkers:
+    """The calling thread, on whose current stream the arrays of a GPU are ready."""
+
+    slots = at_once = 1
+
+    def __init__(self) -> None:
+        self._done: Done | None = None
+
+    def submit(self, job: Job, block: range) -> None:
+        try:
+            self._done = Done(block, job.score(block.start, block.stop))
+        except Exception as error:
+            self._done = Done(block, error=error)
+
+    def next(self, timeout: float) -> Done | None:
+        done, self._done = self._done, None
+        return done
+
+    def close(self) -> None:
+        pass
 
 
-def plan_blocks(logits: Source, block_bytes: int) -> Iterator[tuple[int, Rows]]:
-    """(number of the first row, slices of the leading axes) of blocks of contiguous rows of about the given size."""
-    *shape, vocab = logits.shape
-    rows = max(1, block_bytes // (vocab * logits.dtype.itemsize))
-    yield from _cut(tuple(shape), rows, logits.row_chunk)
+def rows_per_block(job: Job, block_bytes: int) -> int:
+    """As many as make about so many bytes of logits, and whole chunks of the storage where those are not much larger:
+    blocks of several chunks read none twice."""
+    rows, chunk = max(1, block_bytes // (job.row_bytes + ROW_BYTES)), job.logits.row_chunk
+    return max(rows // chunk, 1) * chunk if chunk <= 4 * rows else rows
 
 
-def _cut(shape: tuple[int, ...], rows: int, multiple: int = 1) -> Iterator[tuple[int, Rows]]:
-    """Blocks of at most `rows` rows: whole entries of the first axis if they fit, else each entry cut further."""
-    inner = math.prod(shape[1:])
-    if inner == 0:
-        return
-    step = rows // inner
-    if step == 0:
-        for i in range(shape[0]):
-            for first, slices in _cut(shape[1:], rows):
-                yield i * inner + first, (slice(i, i + 1), *slices)
-        return
-    step = max(step // multiple, 1) * multiple if multiple <= 4 * step else step
-    for start in range(0, shape[0], step):
-        yield start * inner, (slice(start, min(start + step, shape[0])), *(slice(0, n) for n in shape[1:]))
+def plan(todo: Iterable[range], rows: int, edges: list[int] | None = None) -> Iterator[range]:
+    """The rows to do, cut at multiples of `rows`; of an array of Dask at the edges of its chunks, never inside one."""
+    for part in todo:
+        start = part.start
+        while start < part.stop:
+            stop = (start // rows + 1) * rows if edges is None else _edge(edges, start, rows)
+            yield range(start, min(stop, part.stop))
+            start = min(stop, part.stop)
+
+
+def _edge(edges: list[int], start: int, rows: int) -> int:
+    """The last chunk edge at most `rows` after the start, or the next one."""
+    last = bisect_right(edges, start + rows) - 1
+    return edges[last] if edges[last] > start else edges[last + 1]

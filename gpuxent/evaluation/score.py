@@ -1,47 +1,156 @@
-"""Scoring of stored logits with a report of progress: the main job of the command line."""
+"""A data set's summary: what is done already from the run directory, the rest block by block from the workers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
+from math import ceil
 from pathlib import Path
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import Any
 
-import numpy as np
-from rich.console import Console
+from gpuxent import _arguments as arguments
+from gpuxent.backends import is_cupy
+from gpuxent.evaluation.driver import (
+    BLOCK_BYTES,
+    GPU_BLOCK_BYTES,
+    MOST_BLOCK_BYTES,
+    CallerWorkers,
+    Stop,
+    ThreadWorkers,
+    Workers,
+    plan,
+    rows_per_block,
+    run_blocks,
+)
+from gpuxent.evaluation.fingerprint import differences, fingerprint
+from gpuxent.evaluation.job import Job
+from gpuxent.evaluation.metadata import Metadata
+from gpuxent.evaluation.result import Evaluation
+from gpuxent.evaluation.run import RunDirectory
+from gpuxent.evaluation.sources import Source
+from gpuxent.evaluation.statistics import Summary
 
-from gpuxent.evaluation.documents import DocumentTotals
-from gpuxent.evaluation.driver import Block, check_sources, score_blocks
-from gpuxent.evaluation.progress import Progress
-from gpuxent.evaluation.sources import ZarrSource, open_source
-from gpuxent.evaluation.totals import Totals
+Watch = Callable[[int, Summary], None]  # rows that are done since the last call, and the summary of all that are
 
 
-def score_files(
-    logits_path: Path,
-    labels_path: Path,
-    documents_path: Path | None,
-    progress_to: Console,
+def evaluate_job(
+    job: Job,
+    about: Metadata | None = None,
     *,
-    on_block: Callable[[Block], None] | None = None,
-    **options: Any,
-) -> tuple[Totals, DocumentTotals | None]:
-    """Totals of the data set, and per document if ids are given; `on_block` sees every block in order."""
-    logits, labels = open_source(logits_path), open_source(labels_path)
-    documents = None if documents_path is None else open_source(documents_path)
-    check_sources(logits, labels, documents)
-    for source in (logits, labels, documents):
-        if isinstance(source, ZarrSource) and source.missing_chunks:
-            warning = f"{source.name}: {source.missing_chunks:,} chunks are not stored and read as the fill value"
-            progress_to.print(f"gpuxent: warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    totals, by_document = Totals.identity(), None if documents is None else DocumentTotals()
-    with Progress(int(np.prod(logits.shape[:-1])), "rows", progress_to) as progress:
-        for block in score_blocks(logits, labels, documents, **options):
-            totals = totals.with_rows(block.scores, block.numbers)
-            if by_document is not None and block.documents is not None:
-                by_document.add(block.scores, block.documents)
-            if on_block is not None:
-                on_block(block)
-            progress.advance(
-                block.rows, f"cross-entropy {totals.mean_loss:.4f}" if totals.scored else "nothing scored yet"
-            )
-    return totals, by_document
+    run: str | Path | None = None,
+    resume: bool = False,
+    allow_mixed: bool = False,
+    memory: int | None = None,
+    workers: Workers | None = None,
+    stop: Stop | None = None,
+    watch: Watch | None = None,
+) -> Evaluation:
+    """The statistics of a job, which a run directory keeps if one is named; see `evaluate`."""
+    if memory is not None:
+        arguments.positive(memory, "memory")
+    check_about(job, about)
+    if run is None and (resume or allow_mixed):
+        raise ValueError(f"{'resume' if resume else 'allow_mixed'} is about a run in a folder, but run is not given")
+    files: dict[str, Source | None] = {
+        name: source for name, source in job.sources.items() if source is not None and source.files()
+    }
+    before, kinds = fingerprint(files, {}), set[str]()
+    with ExitStack() as stack:
+        directory = None
+        if run is not None:
+            job = replace(job, keep_tokens=True)
+            what = fingerprint(job.sources, job.options)
+            directory = RunDirectory(run, what, job.rows, resume=resume, allow_mixed=allow_mixed)
+            stack.enter_context(directory)
+        summary = score(job, directory, memory=memory, workers=workers, stop=stop, watch=watch, kinds=kinds)
+        if changed := differences(before, fingerprint(files, {})):  # what no single read could notice
+            raise ValueError(f"what was read changed meanwhile: {'; '.join(changed)}")
+        mixed = tuple(sorted(kinds)) if directory is None else directory.mixed
+        result = summary.result(rows=job.rows, metadata=about, mixed=mixed if len(mixed) > 1 else ())
+        if directory is not None:
+            directory.write_result(result.to_dict(by_document=False))
+    return result
+
+
+def check_about(job: Job, about: Metadata | None) -> None:
+    """That what is known of the documents goes with the rows."""
+    if about is None:
+        return
+    if about.needs_documents and job.documents is None:
+        raise ValueError("documents must be given: the metadata, or counts by document, belong to their ids")
+    if job.rows < job.all_rows and (about.bytes is not None or about.words is not None):
+        raise ValueError("limit must not be given with bytes or words, which are those of the whole text")
+
+
+def score(
+    job: Job,
+    run: RunDirectory | None = None,
+    *,
+    memory: int | None = None,
+    workers: Workers | None = None,
+    stop: Stop | None = None,
+    watch: Watch | None = None,
+    kinds: set[str] | None = None,
+) -> Summary:
+    """The summary of all rows, or of those done when `stop` was requested.
+
+    `memory` bounds the logits in flight, in bytes (in each worker process, if a cluster has them); `kinds` gets the
+    `computed_by` of every block.
+    """
+    summary, todo = job.identity(), [range(job.rows)]
+    if run is not None:
+        summary, todo = run.summary(summary), gaps(run.finished, job.rows)
+        if watch is not None:
+            watch(run.finished_rows, summary)
+    in_memory_of_gpu = is_cupy(getattr(job.logits, "array", None))
+    rows = rows_per_block(job, GPU_BLOCK_BYTES if in_memory_of_gpu else BLOCK_BYTES)
+    if workers is None:
+        workers = CallerWorkers() if in_memory_of_gpu else ThreadWorkers(ceil(sum(map(len, todo)) / rows))
+    if memory is not None:
+        rows = rows_per_block(job, min(memory // workers.at_once, MOST_BLOCK_BYTES))
+    blocks = plan(todo, rows, getattr(job.logits, "row_edges", None))
+    with closing(run_blocks(job, blocks, workers, stop)) as results:
+        for result in results:
+            if run is not None:
+                run.add(result)
+            summary = summary.merge(result.summary)
+            if kinds is not None:
+                kinds.add(result.computed_by)
+            if watch is not None:
+                watch(result.rows, summary)
+    return summary
+
+
+def gaps(finished: list[range], rows: int) -> list[range]:
+    """The rows between ranges, which are in order."""
+    edges = [0, *(edge for done in finished for edge in (done.start, done.stop)), rows]
+    return [range(a, min(b, rows)) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < min(b, rows)]
+
+
+@contextmanager
+def interruptible(stop: Stop, say: Callable[[str], None]) -> Iterator[None]:
+    """Ctrl-C, or the SIGTERM of a job scheduler, lets the blocks in flight finish; a second one is KeyboardInterrupt.
+
+    Only the main thread is told of signals: elsewhere nothing changes.
+    """
+    if current_thread() is not main_thread():
+        yield
+        return
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.request()
+        with suppress(RuntimeError):  # in the middle of another line
+            say("interrupted: the blocks in flight are being finished; once more to stop now")
+
+    before: dict[int, Any] = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
