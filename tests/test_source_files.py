@@ -307,14 +307,14 @@ def test_errors_of_the_system_pass_as_they_are(number, tmp_path, monkeypatch):
     monkeypatch.setattr(_mapped, "map_bytes", Broken(error))
     monkeypatch.setattr(zarr.Array, "__getitem__", Broken(error))
     monkeypatch.setattr(h5py.Dataset, "__getitem__", Broken(OSError(HDF5_TEXT.replace("5", str(number)))))
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", Broken(error))
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", Broken(error))
     for source in (npy, zarr_, hdf5, parquet):
         with pytest.raises(OSError, match=r"\[Errno [0-9]+\] ") as caught:
             source.read(slice(0, 9), slice(0, 10))
         assert caught.value.errno == number
     monkeypatch.setattr(zarr.Array, "__getitem__", Broken(OSError("corrupt block")))  # no number: a codec's
     monkeypatch.setattr(h5py.Dataset, "__getitem__", Broken(OSError("filter returned failure")))
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", Broken(OSError("Corrupt snappy data\nat 5")))
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", Broken(OSError("Corrupt snappy data\nat 5")))
     for source in (zarr_, hdf5, parquet):
         with pytest.raises(ValueError, match=r" cannot be read at rows 0:9: (corrupt|filter|Corrupt)[a-z ]+$"):
             source.read(slice(0, 9), slice(0, 10))

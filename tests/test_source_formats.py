@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from test_sources import random_array, save_hdf5, save_parquet, save_safetensors, write
 
 from gpuxent.evaluation.sources import members, open_source
+from gpuxent.evaluation.sources import parquet as parquet_source
 from gpuxent.evaluation.sources._mapped import MappedSource
 
 # ---- .kld ----
@@ -97,6 +98,14 @@ def test_a_kld_file_that_is_not_whole(tmp_path):
         open_source(f"{path}::tokens")
     with pytest.raises(ValueError, match=r"x\.kld::labels has no columns$"):
         open_source(f"{path}::labels").read(slice(0, 3), slice(0, 1))
+
+
+def test_contexts_of_several_kld_files_are_not_one(tmp_path):
+    for name in ("a.kld", "b.kld"):
+        kld_file(tmp_path / name, 8, 6, 3)
+    assert open_source(f"{tmp_path}::labels").shape == (2 * 3 * 3,)
+    with pytest.raises(ValueError, match=r"::contexts would number the contexts of 2 files from 0 each$"):
+        open_source(f"{tmp_path}::contexts")
 
 
 def test_sizes_of_a_kld_file_do_not_wrap(tmp_path):
@@ -307,15 +316,21 @@ def test_lists_of_many_lengths_and_nulls(rows, text, tmp_path):
         source.read(slice(1, 5), columns)
 
 
-def test_a_row_group_in_pieces(tmp_path, monkeypatch):
-    """Arrow cuts a column of more than 2**31 values."""
-    source = open_source(parquet(tmp_path / "x.parquet", {"x": pa.array([[1.0, 2]] * 8)}, 4))
-    pieces = [[[1.0, 2], [3, 4]], [[5.0, 6]], [[7.0, 8]]]
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **k: pa.table({"x": pa.chunked_array(pieces)}))
-    assert source.read(slice(0, 3), slice(0, 2)).tolist() == [[1, 2], [3, 4], [5, 6]]
-    pieces[2] = [[7.0]]
-    with pytest.raises(ValueError, match=r"row 7 has 1 values, expected 2$"):
-        source.read(slice(5, 6), slice(0, 2))
+def test_a_row_group_larger_than_memory_is_decoded_in_pieces(tmp_path, monkeypatch):
+    array, decoded = random_array(np.float64, (20, 3)), []
+    source = open_source(save_parquet(tmp_path / "x.parquet", array, rows=12))
+    numbers = parquet_source._numbers
+
+    def counted(chunk, *place):
+        decoded.append(len(chunk))
+        return numbers(chunk, *place)
+
+    monkeypatch.setattr(parquet_source, "_numbers", counted)
+    monkeypatch.setattr(parquet_source, "BATCH_BYTES", 5 * 3 * 8)
+    for first in range(20):
+        for stop in range(first + 1, 21):
+            assert np.array_equal(source.read(slice(first, stop), slice(1, 3)), array[first:stop, 1:])
+    assert max(decoded) == 5
 
 
 def test_parquet_that_is_not_read(tmp_path):

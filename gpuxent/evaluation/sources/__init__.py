@@ -52,6 +52,8 @@ def open_source(path: str | Path) -> Source:
     for shard in shards:
         if (found := _format(shard)) != first:
             raise ValueError(f"{shards[0]} is {first or 'of no known format'}, and {shard} {found or 'is not'}")
+    if (first, member) == (".kld", "contexts") and len(shards) > 1:
+        raise ValueError(f"{path}::contexts would number the contexts of {len(shards):,} files from 0 each")
     return ShardedSource.of(str(path), [_opener(shard)(shard, member) for shard in shards])
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -23,6 +25,8 @@ from gpuxent.evaluation.sources._base import (
     reading,
 )
 from gpuxent.evaluation.sources._handles import cached_rows, handles
+
+BATCH_BYTES, READ_BYTES = 16 * 2**20, 2**20  # decoded and read at a time: a row group may be larger than memory
 
 
 @dataclass(frozen=True)
@@ -61,21 +65,34 @@ class ParquetSource(InFile):
         while rows.start < rows.stop and group < len(self.group_edges) - 1 and self.group_edges[group] < rows.stop:
             first = self.group_edges[group]
             part = slice(max(rows.start - first, 0), rows.stop - first)
-            blocks.append(self._group(group)[(part, *columns)])
+            blocks += [batch[(slice(None), *columns)] for batch in self._batches(group, part)]
             group += 1
         return blocks[1] if len(blocks) == 2 else np.concatenate(blocks)
 
-    def _group(self, group: int) -> np.ndarray:
+    def _batches(self, group: int, part: slice) -> Iterator[np.ndarray]:
+        """Rows of a group. What comes before them has to be decoded too, but is not kept."""
         parquet = optional("pyarrow.parquet", "parquet", self.name)
         metadata = handles.get(self.stamp, lambda: parquet.read_metadata(self.stamp.path))
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        begin, first = 0, self.group_edges[group]
         with open(self.stamp.path, "rb") as raw:  # a file of its own for each read: pyarrow's are not shared by threads
-            file = parquet.ParquetFile(raw, metadata=metadata, page_checksum_verification=True)
-            table = file.read_row_group(group, columns=[self.column], use_threads=False)
-        first, parts = self.group_edges[group], []
-        for chunk in table.column(0).chunks:
-            parts.append(_numbers(chunk, self.shape, first))
-            first += len(chunk)
-        return as_dtype(parts[0] if len(parts) == 1 else np.concatenate(parts), self.dtype)
+            file = parquet.ParquetFile(
+                raw,
+                metadata=metadata,
+                page_checksum_verification=True,
+                buffer_size=READ_BYTES,
+                pre_buffer=False,  # else the group is in memory before its first page is looked at
+            )
+            for batch in file.iter_batches(
+                max(1, BATCH_BYTES // row_bytes), row_groups=[group], columns=[self.column], use_threads=False
+            ):
+                stop = begin + len(batch)
+                if stop > part.start:
+                    numbers = as_dtype(_numbers(batch.column(0), self.shape, first + begin), self.dtype)
+                    yield numbers[max(part.start - begin, 0) : part.stop - begin]
+                begin = stop
+                if begin >= part.stop:
+                    return
 
 
 def _numbers(chunk: Any, shape: tuple[int, ...], first: int) -> np.ndarray:
