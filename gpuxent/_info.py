@@ -14,7 +14,7 @@ from gpuxent import __version__
 from gpuxent.backends import _cupy_found, has_numba
 from gpuxent.backends._threads import thread_count
 
-PACKAGES = ("numpy", "numba", "ml_dtypes", "dask", "distributed", "zarr", "safetensors", "h5py", "pyarrow")
+PACKAGES = ("numpy", "numba", "ml_dtypes", "dask", "distributed", "zarr", "h5py", "pyarrow")
 
 
 def facts() -> dict[str, Any]:

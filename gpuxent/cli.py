@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -30,6 +31,15 @@ app = typer.Typer(
 )
 
 
+def panel(title: str) -> Any:
+    """Options under a heading of their own in the help."""
+    return partial(typer.Option, rich_help_panel=title)
+
+
+reading, counting, scoring = panel("Input"), panel("Which tokens count"), panel("Statistics")
+keeping, computing, writing = panel("Keeping a run"), panel("Where it is computed"), panel("Result")
+
+
 class Format(StrEnum):
     table = "table"
     json = "json"
@@ -46,39 +56,37 @@ class ResultFormat(StrEnum):
 @app.command()
 def perplexity(
     logits: Annotated[str, typer.Argument(metavar="LOGITS", help=f"Logits (..., vocab): {SOURCES}.")],
-    labels: Annotated[str | None, typer.Option(help="Labels (...), integers; a .kld file has its own.")] = None,
-    documents: Annotated[str | None, typer.Option(help="Document ids (...): standard errors by document.")] = None,
-    mask: Annotated[
-        str | None, typer.Option(help="Which labels count (...): booleans, or integers other than 0.")
-    ] = None,
-    shift: Annotated[int, typer.Option(help="1: a row is scored by the label after it.")] = 0,
-    min_context: Annotated[int, typer.Option(help="Rows with less of their document before them do not count.")] = 0,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many rows.")] = None,
-    ignore_index: Annotated[int, typer.Option(help="Label of tokens that do not count.")] = -100,
-    temperature: Annotated[float, typer.Option(help="Divide the logits by this.")] = 1.0,
-    softcap: Annotated[float | None, typer.Option(help="First softcap * tanh(logits / softcap).")] = None,
-    topk: Annotated[str, typer.Option(help="The k of top-k accuracies.")] = "1,5",
-    bins: Annotated[int, typer.Option(help="Bins of the calibration error.")] = 15,
+    labels: Annotated[str | None, reading(help="Labels (...), integers; a .kld file has its own.")] = None,
+    documents: Annotated[str | None, reading(help="Document ids (...): standard errors by document.")] = None,
+    mask: Annotated[str | None, counting(help="Which labels count (...): booleans, or integers other than 0.")] = None,
+    shift: Annotated[int, counting(help="1: a row is scored by the label after it.")] = 0,
+    min_context: Annotated[int, counting(help="Rows with less of their document before them do not count.")] = 0,
+    limit: Annotated[int | None, counting(help="Only the first so many rows.")] = None,
+    ignore_index: Annotated[int, counting(help="Label of tokens that do not count.")] = -100,
+    temperature: Annotated[float, scoring(help="Divide the logits by this.")] = 1.0,
+    softcap: Annotated[float | None, scoring(help="First softcap * tanh(logits / softcap).")] = None,
+    topk: Annotated[str, scoring(help="The k of top-k accuracies.")] = "1,5",
+    bins: Annotated[int, scoring(help="Bins of the calibration error.")] = 15,
     metadata: Annotated[
-        Path | None, typer.Option(readable=False, help="About documents: CSV, JSON lines or Parquet, with `document`.")
+        Path | None, scoring(readable=False, help="About documents: CSV, JSON lines or Parquet, with `document`.")
     ] = None,
-    bytes: Annotated[str | None, typer.Option(help="Bytes of the text: a number, or a column of --metadata.")] = None,
-    words: Annotated[str | None, typer.Option(help="Words of the text: a number, or a column of --metadata.")] = None,
-    group_by: Annotated[str | None, typer.Option(help="A column of --metadata: a line for each value.")] = None,
+    bytes: Annotated[str | None, scoring(help="Bytes of the text: a number, or a column of --metadata.")] = None,
+    words: Annotated[str | None, scoring(help="Words of the text: a number, or a column of --metadata.")] = None,
+    group_by: Annotated[str | None, scoring(help="A column of --metadata: a line for each value.")] = None,
     run: Annotated[
-        Path | None, typer.Option("-o", "--run", help="Keep what is finished, and every token, in this folder.")
+        Path | None, keeping("-o", "--run", help="Keep what is finished, and every token, in this folder.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    resume: Annotated[bool, keeping("--resume", help="Go on with the run in the folder.")] = False,
     allow_mixed: Annotated[
-        bool, typer.Option("--allow-mixed", help="Also on another backend or CPU type; the result says so.")
+        bool, keeping("--allow-mixed", help="Also on another backend or CPU type; the result says so.")
     ] = False,
-    backend: Annotated[str | None, typer.Option(help="numba, numpy or cupy; default: the best on the CPU.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Logits to hold in each process, such as 2GB.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes of this machine, instead of threads.", min=1)] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, whose workers score.")] = None,
-    gpus: Annotated[str | None, typer.Option(help="all: a process for each GPU of this machine.")] = None,
-    format: Annotated[ResultFormat, typer.Option(help="How to write the result.")] = ResultFormat.table,
-    output: Annotated[Path | None, typer.Option(help="Write the result to this file instead of stdout.")] = None,
+    backend: Annotated[str | None, computing(help="numba, numpy or cupy; default: the best on the CPU.")] = None,
+    memory: Annotated[str | None, computing(help="Logits to hold in each process, such as 2GB.")] = None,
+    workers: Annotated[int | None, computing(help="Processes of this machine, instead of threads.", min=1)] = None,
+    scheduler: Annotated[str | None, computing(help="Address of a Dask scheduler, whose workers score.")] = None,
+    gpus: Annotated[str | None, computing(help="all: a process for each GPU of this machine.")] = None,
+    format: Annotated[ResultFormat, writing(help="How to write the result.")] = ResultFormat.table,
+    output: Annotated[Path | None, writing(help="Write the result to this file instead of stdout.")] = None,
 ) -> None:
     """Cross-entropy, perplexity, accuracy, entropy and calibration of stored logits, read block by block."""
     from gpuxent import _arguments
@@ -108,8 +116,8 @@ def perplexity(
         for source in job.sources.values():
             for warning in source.warnings() if source else ():
                 say(f"warning: {warning}")
-        keeping = {"run": run, "resume": resume, "allow_mixed": allow_mixed}
-        result = score_with_progress(job, about, workers=(workers, scheduler, gpus), memory=memory, **keeping)
+        kept = {"run": run, "resume": resume, "allow_mixed": allow_mixed}
+        result = score_with_progress(job, about, workers=(workers, scheduler, gpus), memory=memory, **kept)
         if result.scored == 0 and result.share == 1:
             none = f"{result.ignored:,} rows, of which none counts" if result.ignored else "no labels"
             raise ValueError(f"no token to score: {labels} has {none}")
@@ -125,7 +133,7 @@ def perplexity(
 
 
 def score_with_progress(
-    job: Any, about: Any, *, workers: tuple[int | None, str | None, str | None], memory: str | None, **keeping: Any
+    job: Any, about: Any, *, workers: tuple[int | None, str | None, str | None], memory: str | None, **kept: Any
 ) -> Any:
     """`evaluate_job` on the workers asked for, with progress on stderr, and Ctrl-C."""
     from gpuxent.evaluation import cluster
@@ -139,7 +147,7 @@ def score_with_progress(
         interruptible(stop, say),
         row_progress(job.rows, Console(stderr=True)) as watch,
     ):
-        return evaluate_job(job, about, memory=size, workers=team, stop=stop, watch=watch, **keeping)
+        return evaluate_job(job, about, memory=size, workers=team, stop=stop, watch=watch, **kept)
 
 
 @app.command()
