@@ -250,12 +250,13 @@ def _interrupts_are_the_drivers() -> Any:
 def workers_at(address: str) -> Iterator[ClientWorkers]:
     """Those of a running scheduler. Certificates for tls:// come from Dask's configuration (distributed.comm.tls)."""
     distributed = _distributed("--scheduler")
-    try:
-        client = distributed.Client(address, timeout=PATIENCE)
-    except (OSError, ValueError) as error:
-        raise OSError(f"--scheduler {address}: {' '.join(str(error).split())}") from error
-    with client:
-        yield ClientWorkers(client)
+    with distributed.utils.silence_logging_cmgr(logging.CRITICAL):  # what is wrong is said once, and by us
+        try:
+            client = distributed.Client(address, timeout=PATIENCE)
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            raise OSError(f"--scheduler {address}: {one_line(error)}") from error
+        with client:
+            yield ClientWorkers(client)
 
 
 @contextmanager
