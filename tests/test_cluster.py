@@ -117,7 +117,7 @@ def every_cut(data):
     for dtype in ("float32", "bfloat16"):
         for logits in (f"{dtype}.npy", f"{dtype}.zarr"):
             job = job_of(data, logits)
-            for rows in (ROWS, 157, 64, 16, 7):
+            for rows in (ROWS, 157, 64, 33, 16):
                 yield job, rows
 
 
@@ -226,7 +226,8 @@ def test_a_bad_label_is_named_by_its_row(data, two, tmp_path):
 
 def test_labels_may_be_in_memory(data, two):
     job = open_job(data / "float32.npy", Y, documents=DOCUMENTS, shift=1)
-    assert merged(job, results_of(job, 30, two())) == alone(job_of(data))
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "5kB"}):  # they are sent once
+        assert merged(job, results_of(job, 30, two())) == alone(job_of(data))
 
 
 # ---- clusters of a thread, behind TLS ----
@@ -379,7 +380,16 @@ COMMAND = [sys.executable, "-c", "from gpuxent.cli import main; main()", "perple
 
 
 def start(data, *options, stderr=subprocess.PIPE, **environment):
-    arguments = [str(data / "float32.npy"), "--labels", str(data / "labels.npy"), "--format", "json", *options]
+    arguments = [
+        str(data / "float32.npy"),
+        "--labels",
+        str(data / "labels.npy"),
+        "--format",
+        "json",
+        "--backend",
+        "numpy",
+        *options,
+    ]
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -443,31 +453,71 @@ def test_a_scheduler_that_is_not_there(data, monkeypatch):
         pass
 
 
-WITHOUT_CUPY = """
+# Of `--gpus`: the client process never looks for CuPy.
+ON_GPUS = """
 import sys
-from gpuxent.cli import main
-sys.argv[1:] = sys.argv[1:]
-try:
-    main()
-finally:
-    assert "cupy" not in sys.modules, "imported"
+
+class NoCupy:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        assert name.partition(".")[0] != "cupy", "the client looked for CuPy"
+
+sys.meta_path.insert(0, NoCupy)
 """
+
+# A machine that seems to have a GPU, and workers that have none.
+PRETEND = """
+import types
+import distributed
+from distributed.diagnostics import nvml
+
+count, nvml.device_get_count = nvml.device_get_count, lambda: 1
+
+def cluster(*, device_memory_limit, **options):
+    nvml.device_get_count = count
+    return distributed.LocalCluster(n_workers=1, **options)
+
+sys.modules["dask_cuda"] = types.SimpleNamespace(LocalCUDACluster=cluster)
+"""
+
+
+def on_gpus(data, code, *options):
+    arguments = [data / "float32.npy", "--labels", data / "labels.npy", *options]
+    code = f"{code}\nfrom gpuxent.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, "perplexity", *arguments], capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.skipif(distributed.diagnostics.nvml.device_get_count() > 0, reason="there is a GPU")
+def test_no_gpu_is_said_in_one_sentence(data):
+    done = on_gpus(data, ON_GPUS, "--gpus", "all")
+    sentence = "--gpus all: no GPU was found on this machine (NVML sees none)"
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", f"gpuxent: {sentence}\n")
+
+
+@pytest.mark.skipif(distributed.diagnostics.nvml.device_get_count() > 0, reason="there is a GPU")
+def test_gpus_are_the_workers_affair(data):
+    done = on_gpus(data, ON_GPUS + PRETEND, "--gpus", "all")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert re.fullmatch(r"gpuxent: .*(CuPy|GPU).*\n", done.stderr)
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--gpus", "all"], r"--gpus all: no GPU was found on this machine (NVML sees none)"),
         (["--gpus", "2"], "--gpus must be all, got '2'; CUDA_VISIBLE_DEVICES chooses among them"),
         (["--workers", "2", "--gpus", "all"], "--workers and --gpus exclude each other"),
+        (["--workers", "2", "--scheduler", "tcp://x"], "--workers and --scheduler exclude each other"),
     ],
 )
-def test_gpus(data, options, sentence):
-    command = [sys.executable, "-c", WITHOUT_CUPY, *COMMAND[3:], data / "float32.npy", "--labels", data / "labels.npy"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
-    if "--workers" not in options and options[1] == "all" and done.returncode == 0:
-        pytest.skip("there is a GPU")
-    assert (done.returncode, done.stdout, done.stderr) == (3, "", f"gpuxent: {sentence}\n")
+def test_workers_that_exclude_each_other(options, sentence):
+    asked = dict(zip(options[::2], options[1::2], strict=True))
+    with (
+        pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"),
+        clusters.workers(asked.get("--workers"), asked.get("--scheduler"), asked.get("--gpus")),
+    ):
+        pass
 
 
 @pytest.fixture(scope="module")

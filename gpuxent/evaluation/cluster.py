@@ -6,6 +6,7 @@ import logging
 import pickle
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -88,7 +89,8 @@ class ClientWorkers:
         """The job as the result of a task: each worker fetches it once, and a new one can have it made again."""
         if id(job) not in self._jobs:
             check_reachable(job)
-            self._jobs[id(job)] = self._client.submit(pickle.loads, pickle.dumps(job), pure=False)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # that labels in memory are large
+                self._jobs[id(job)] = self._client.submit(pickle.loads, pickle.dumps(job), pure=False)
         return self._jobs[id(job)]
 
     def _submit_dask(self, job: Job, block: range) -> Any:
