@@ -30,6 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+console = partial(Console, emoji=False)  # ":rock:" in the name of a file stays what it is
+
 
 def panel(title: str) -> Any:
     """Options under a heading of their own in the help."""
@@ -145,7 +147,7 @@ def score_with_progress(
     with (
         cluster.workers(*workers) as team,
         interruptible(stop, say),
-        row_progress(job.rows, Console(stderr=True)) as watch,
+        row_progress(job.rows, console(stderr=True)) as watch,
     ):
         return evaluate_job(job, about, memory=size, workers=team, stop=stop, watch=watch, **kept)
 
@@ -163,7 +165,7 @@ def demo(
     from gpuxent.evaluation.demo import run_demo
 
     with bad_input_exits():
-        run_demo(text, output, out=Console(), progress=Console(stderr=True))
+        run_demo(text, output, out=console(), progress=console(stderr=True))
 
 
 @app.command()
@@ -177,7 +179,7 @@ def info(
     if format is Format.json:
         print(json.dumps(facts, indent=2))
     else:
-        Console().print(_info.to_table(facts))
+        console().print(_info.to_table(facts))
 
 
 @app.command()
@@ -196,7 +198,7 @@ def inspect(
             if format is Format.json:
                 file.write(json.dumps(facts, indent=2, allow_nan=False) + "\n")
             else:
-                Console(file=file).print(inspect.to_table(facts))
+                console(file=file).print(inspect.to_table(facts))
         if problem := facts.get("labels", {}).get("problem"):
             raise ValueError(problem)
 
@@ -221,7 +223,7 @@ def convert(
         array = open_source(source)
         for warning in array.warnings():
             say(f"warning: {warning}")
-        done = convert(array, out, Console(stderr=True), rows=rows, overwrite=overwrite)
+        done = convert(array, out, console(stderr=True), rows=rows, overwrite=overwrite)
         with written_to(None) as file:
             file.write(f"{done}\n")
 
@@ -243,7 +245,7 @@ def bad_input_exits() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"gpuxent: {text}", markup=False)
+    console(stderr=True, highlight=False, soft_wrap=True).print(f"gpuxent: {text}", markup=False)
 
 
 def one_line(error: Exception) -> str:

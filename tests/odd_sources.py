@@ -61,3 +61,13 @@ class Flaky(Odd):
             except FileExistsError:
                 return
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+@dataclass(frozen=True)
+class Told(Odd):
+    """Leaves a file for every read, named after the process."""
+
+    folder: str = ""
+
+    def before(self, rows: slice) -> None:
+        Path(self.folder, f"{os.getpid()}-{rows.start}").touch()

@@ -30,12 +30,12 @@ FOUND = {"backend": 6, "overlap": 2, "processes": 2, "overhead": 3 if blocks.MEM
 
 
 @contextmanager
-def workers_in_this_process(count):
+def workers_in_this_process(count, computing):
     from distributed import Client, LocalCluster
 
     options = {"processes": False, "dashboard_address": None, "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"}}
     with LocalCluster(n_workers=count, threads_per_worker=2, **options) as cluster, Client(cluster) as client:
-        yield ClientWorkers(client, computing=1)
+        yield ClientWorkers(client, computing)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def tiny(monkeypatch):
     """Every part, so small and so near that all take a few seconds."""
     monkeypatch.setattr(threads, "VOCABS", (300, 200, 100))
     monkeypatch.setattr(threads, "BLOCK_BYTES", 100_000)
-    monkeypatch.setattr(processes, "workers", workers_in_this_process)
+    monkeypatch.setattr(processes, "local_workers", workers_in_this_process)
     monkeypatch.setattr(processes, "TINY_BLOCKS", 10)
     monkeypatch.setattr(blocks, "ProcessPoolExecutor", lambda size, mp_context: ThreadPoolExecutor(size))
     monkeypatch.setattr(command, "PARTS", {name: (pytest.fail, part) for name, part in TINY.items()})

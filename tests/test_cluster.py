@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 
 import cloudpickle
 import dask
@@ -21,13 +23,13 @@ import psutil
 import pytest
 import zarr
 from distributed import LocalCluster
-from odd_sources import Flaky, Poison, Slow
+from odd_sources import Flaky, Poison, Slow, Told
 from zarr.codecs import Crc32cCodec
 
 import gpuxent as gx
 from gpuxent.evaluation import cluster as clusters
 from gpuxent.evaluation.cluster import ClientWorkers, local_workers
-from gpuxent.evaluation.driver import ThreadWorkers, plan, run_blocks
+from gpuxent.evaluation.driver import ThreadWorkers, plan, run_blocks, sized
 from gpuxent.evaluation.evaluate import open_job
 from gpuxent.evaluation.run import Run
 from gpuxent.evaluation.score import evaluate_job
@@ -132,6 +134,32 @@ def test_workers_give_the_bits_of_one_process(data, growing, processes):
     assert len(client.nthreads()) == processes
 
 
+def test_every_worker_gets_blocks(data, two, tmp_path):
+    """The scheduler would give all to the one that has the job."""
+    crew = two()
+    job = job_of(data, Told(open_source(data / "float32.npy"), str(tmp_path)))
+    results_of(job, 16, crew)
+    told = Counter(file.name.partition("-")[0] for file in tmp_path.iterdir())
+    assert len(told) == 2
+    assert sum(told.values()) == ROWS // 16
+
+
+@pytest.mark.parametrize("memory", [None, 6 * 5 * (ROW_BYTES + 256)])
+def test_a_task_reads_piece_by_piece(data, two, memory):
+    """With tokens, in order."""
+    job, crew = replace(job_of(data), keep_tokens=True), two()
+    sizes = []
+    job_of_workers, rows = sized(job, job.rows, crew, memory)
+    for result in results_of(job_of_workers, rows, crew):
+        sizes.append(result.rows)
+        whole = job.score(result.first, result.first + result.rows)
+        assert result.summary.to_json() == whole.summary.to_json()
+        for name, column in whole.tokens.columns.items():
+            assert np.array_equal(result.tokens.columns[name], column)
+    assert sum(sizes) == ROWS
+    assert job_of_workers.rows_at_once == (ROWS // 2 if memory is None else 10)
+
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_threads_give_the_bits_of_one_process(data, n):
     for job, rows in every_cut(data):
@@ -147,7 +175,7 @@ def test_threads_give_the_bits_of_one_process(data, n):
 def two():
     """Makes `--workers 2`, over and over on the same two processes. They die of a block twice, not four times."""
     with dask.config.set({"distributed.scheduler.allowed-failures": 1}), local_workers(2) as first:
-        yield lambda: ClientWorkers(first._client, first._computing)
+        yield lambda: ClientWorkers(first._client, computing=1)
 
 
 def kill_one(client, turn):
@@ -172,7 +200,7 @@ def test_a_worker_killed_every_second_costs_time_and_no_row(data, two):
 def test_a_block_that_kills_is_named_and_all_others_are_kept(data, two, tmp_path):
     workers, source = two(), open_source(data / "float32.npy")
     with pytest.raises(RuntimeError, match=r"float32\.npy: every worker that scored rows \d+ to \d+ alone") as caught:
-        evaluate_job(job_of(data, Poison(source, 155)), run=tmp_path / "run", workers=workers, memory=20_000)
+        evaluate_job(job_of(data, Poison(source, 155)), run=tmp_path / "run", workers=workers, memory=6_000)
     first, stop = map(int, re.search(r"rows (\d+) to (\d+) alone", str(caught.value)).groups())
     assert first <= 155 < stop < first + 20
     with Run.open(tmp_path / "run") as run:

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from math import ceil
 
 import dask.array as da
 import numpy as np
@@ -22,6 +23,7 @@ from gpuxent.evaluation.driver import (
     Stop,
     ThreadWorkers,
     WorkerDied,
+    levelled,
     plan,
     rows_per_block,
     run_blocks,
@@ -88,6 +90,18 @@ def test_blocks_begin_where_chunks_do():
     assert rows_per_block(job, 5 * row) == 16
     assert rows_per_block(job, 3 * row) == 3  # such a chunk is too large to be read whole
     assert rows_per_block(open_job(X, Y), 1) == 1
+
+
+@given(st.integers(1, 300), st.integers(1, 100_000), st.integers(1, 8), st.sampled_from([1, 16]))
+def test_the_last_blocks_keep_as_many_workers_busy_as_the_first(rows, total, computing, chunk):
+    job = open_job(ArraySource(X, row_chunk=chunk), Y)
+    rows *= chunk
+    found = levelled(job, rows, total, computing)
+    assert 0 < found <= rows
+    assert found % chunk == 0
+    before, rounds = (ceil(ceil(total / size) / computing) for size in (rows, found))
+    assert rounds <= before
+    assert rounds * computing * found < total + before * computing * chunk  # what idles is less than a row each
 
 
 @given(st.lists(st.booleans(), max_size=30))

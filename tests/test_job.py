@@ -1,5 +1,7 @@
 """Which rows count, by which label, and where they lie in their document: against plain Python."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -55,6 +57,22 @@ def test_labels_and_positions_of_any_block(data):
     want = expected(lead, y, ids, mask, shift, min_context)[first:stop]
     assert list(zip(classes, found.positions.tolist(), strict=True)) == want
     assert found.documents is None if ids is None else found.documents.tolist() == ids.ravel()[first:stop].tolist()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("size", [1, 7, 30, 100])
+def test_a_block_read_piece_by_piece_leaves_the_same_behind(size, keep):
+    x = logits(30, VOCAB, np.float32)
+    job = replace(open_job(x, labels(x), documents=np.arange(30) // 8, shift=1), keep_tokens=keep)
+    whole, pieces = (replace(job, rows_at_once=rows).score(3, 29) for rows in (None, size))
+    assert (pieces.first, pieces.rows, pieces.computed_by) == (3, 26, whole.computed_by)
+    assert pieces.summary.to_json() == whole.summary.to_json()
+    if keep:
+        assert {n: c.tolist() for n, c in pieces.tokens.columns.items()} == {
+            n: c.tolist() for n, c in whole.tokens.columns.items()
+        }
+    else:
+        assert pieces.tokens is None
 
 
 def test_the_start_of_a_long_document_is_found():

@@ -16,6 +16,7 @@ from oracle import assert_close
 import gpuxent as gx
 from gpuxent import backends
 from gpuxent.backends import backend_of, is_cupy, on_host
+from gpuxent.evaluation.driver import CallerWorkers
 
 cupy = pytest.importorskip("cupy")  # the real one on a GPU, else the emulation that conftest installs
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
@@ -412,7 +413,6 @@ def cloudpickled(graph):
 
 
 def test_evaluate_and_perplexity(tmp_path, monkeypatch):
-    from gpuxent.evaluation import score
 
     x, y, _, _ = on_device()
     np.save(tmp_path / "y.npy", Y)
@@ -434,7 +434,7 @@ def test_evaluate_and_perplexity(tmp_path, monkeypatch):
     rows = da.from_array(x, chunks=(5, VOCAB))
     for given in (y, Y, da.from_array(y, chunks=4)):
         assert gx.evaluate(rows, given) == whole
-    monkeypatch.setattr(score, "GPU_BLOCK_BYTES", 3 * VOCAB * 4)
+    monkeypatch.setattr(CallerWorkers, "read_bytes", 3 * VOCAB * 4)
     assert gx.evaluate(x, y) == whole
     bad = Y.copy()
     bad[10] = -3
@@ -449,11 +449,11 @@ def test_cupy_arrays_are_scored_by_the_calling_thread(monkeypatch):
     """Its current stream is the one on which they are ready."""
     import threading
 
-    from gpuxent.evaluation import job, score
+    from gpuxent.evaluation import job
 
     seen = set()
     score_rows = job.score_rows
-    monkeypatch.setattr(score, "GPU_BLOCK_BYTES", 3 * VOCAB * 4)
+    monkeypatch.setattr(CallerWorkers, "read_bytes", 3 * VOCAB * 4)
     monkeypatch.setattr(job, "score_rows", lambda *a, **k: (seen.add(threading.get_ident()), score_rows(*a, **k))[1])
     gx.evaluate(on_device()[0], on_device()[1])
     assert seen == {threading.get_ident()}

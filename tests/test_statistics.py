@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuxent.evaluation import documents
+from gpuxent.backends import BACKENDS, _numpy_sums, backend_of
+from gpuxent.evaluation import documents, sums
 from gpuxent.evaluation.clustered import mean_of_means, ratio
 from gpuxent.evaluation.documents import DocumentSums, Run
 from gpuxent.evaluation.histogram import RELATIVE_ERROR, LossHistogram
@@ -105,12 +106,35 @@ def test_means_are_rounded_once(rows):
     ]
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.floats(-1e300, 1e300), st.integers(0, 3)), max_size=50))
-def test_sums_by_group_are_exact_for_either_sign(pairs):
+signed = st.one_of(
+    st.floats(), st.floats(-1e-300, 1e-300), st.sampled_from([0.0, -0.0, 5e-324, -(2.0**-1022), 1.5e308])
+)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("squared", [False, True])
+@settings(deadline=None, max_examples=200)
+@given(pairs=st.lists(st.tuples(signed, st.integers(0, 3)), max_size=50))
+def test_sums_by_group_are_those_of_fractions(backend, squared, pairs):
     values = np.array([value for value, _ in pairs])
     groups = np.array([group for _, group in pairs], np.int64)
-    sums = [total.value for total in sums_by_group(values, groups, 4).exact()]
+    low, limbs, nonfinite = backend_of(values, backend).limb_sums(values, groups, 4, squared)
+    scale = 2252 if squared else 1126
+    for group in range(4):
+        own = values[groups == group]
+        finite = (Fraction(value) ** (1 + squared) for value in own[np.isfinite(own)].tolist())
+        units = sum(limb << 32 * i for i, limb in enumerate(limbs[:, group].tolist()))
+        assert Fraction(units) * Fraction(2) ** (32 * low - scale) == sum(finite)
+        bad = own[~np.isfinite(own)]
+        assert str(nonfinite[group]) == str(float(sum(np.abs(bad) if squared else bad)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.floats(-1e300, 1e300), st.integers(0, 3)), max_size=50))
+def test_means_of_documents_are_exact_for_either_sign(pairs):
+    values = np.array([value for value, _ in pairs])
+    groups = np.array([group for _, group in pairs], np.int64)
+    sums = [total.value for total in sums_by_group(values, groups, 4)]
     assert sums == [math.fsum(values[groups == group]) for group in range(4)]
     run = Run.of(groups, values)
     half = len(pairs) // 2
@@ -122,10 +146,11 @@ def test_sums_by_group_are_exact_for_either_sign(pairs):
     assert run.low == again.low
 
 
-def test_more_values_than_a_batch(monkeypatch):
-    from gpuxent.evaluation import sums
-
-    monkeypatch.setattr(sums, "BATCH", 100)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_values_than_a_batch(backend, monkeypatch):
+    for module in (sums, documents):
+        monkeypatch.setattr(module, "limb_sums", backend_of(np.zeros(1), backend).limb_sums)
+    monkeypatch.setattr(_numpy_sums, "BATCH", 100)
     monkeypatch.setattr(documents, "BATCH", 7)
     rng = np.random.default_rng(0)
     loss, document = rng.lognormal(0, 9, 1234), rng.integers(0, 40, 1234)

@@ -34,7 +34,7 @@ PARTS: dict[str, tuple[Callable[[], Iterator[Figure]], Callable[[], Iterator[Fig
         lambda: threads.overlap(8, MIB, ONCE),
     ),
     "processes": (
-        lambda: processes.two_against_one(1024 * MIB, TIMING),
+        lambda: processes.two_against_one(4096 * MIB, TIMING),
         lambda: processes.two_against_one(4 * MIB, ONCE),
     ),
     "overhead": (lambda: blocks.overhead(1000, TIMING), lambda: blocks.overhead(50, ONCE)),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
@@ -14,30 +13,12 @@ from bench.driver.data import agree, memory, serial, tiny_job, write
 from bench.driver.figures import Figure, Target
 from bench.machine import CORES
 from bench.timing import Plan
-from gpuxent.evaluation.cluster import ClientWorkers
-from gpuxent.evaluation.driver import BLOCK_BYTES, READERS, rows_per_block
+from gpuxent.evaluation.cluster import ClientWorkers, local_workers
+from gpuxent.evaluation.driver import BLOCK_BYTES, rows_per_block
 from gpuxent.evaluation.evaluate import open_job
 from gpuxent.evaluation.score import score
 
 TINY_BLOCKS = 200
-
-
-@contextmanager
-def workers(processes: int) -> Iterator[ClientWorkers]:
-    """As `local_workers`, but with one core for each process however few there are."""
-    import distributed
-
-    with (
-        distributed.LocalCluster(
-            n_workers=processes,
-            threads_per_worker=1 + READERS,
-            processes=True,
-            dashboard_address=":0",
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        yield ClientWorkers(client, computing=1)
 
 
 def two_against_one(size: int, timing: Plan) -> Iterator[Figure]:
@@ -47,7 +28,7 @@ def two_against_one(size: int, timing: Plan) -> Iterator[Figure]:
         crews, contenders, more = {}, {}, {}
         for count in (1, 2):
             started = perf_counter()
-            crews[count] = crew = stack.enter_context(workers(count))
+            crews[count] = crew = stack.enter_context(local_workers(count, computing=1))
             ready = perf_counter()
             agree(f"{count} processes", score(job, workers=crew), expected)  # imports and compiles
             more |= {f"start of {count} s": ready - started, f"first pass of {count} s": perf_counter() - ready}

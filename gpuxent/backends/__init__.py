@@ -89,6 +89,11 @@ def _in_memory(name: str | None) -> Any:
     return import_module("gpuxent.backends._numpy")
 
 
+def limb_sums(values: np.ndarray, groups: np.ndarray, size: int, squared: bool = False) -> Any:
+    """Exact sums by group in the CPU's memory, the same from either backend; see `_numpy_sums`."""
+    return _in_memory(None).limb_sums(values, groups, size, squared)
+
+
 def has_numba() -> bool:
     return find_spec("numba") is not None
 

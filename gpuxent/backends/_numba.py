@@ -17,6 +17,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from gpuxent._records import IDENTITY, NO_LABEL, GradWeights, RowStats, Spread, Transform
 from gpuxent.backends import _numba_binary, _numba_rows, _numpy, _threads
 from gpuxent.backends._numba_rows import FIELDS
+from gpuxent.backends._numba_sums import limb_sums
 from gpuxent.backends._numba_tiles import LANES, TILE
 from gpuxent.backends._numpy import (
     after,
@@ -38,6 +39,7 @@ __all__ = [
     "cross_sums",
     "label_logits",
     "laid_out_as",
+    "limb_sums",
     "log_probs",
     "logit_grad",
     "map_rows",

@@ -14,6 +14,7 @@ import numpy as np
 from gpuxent._records import IDENTITY, NO_LABEL, ExactSum, GradWeights, RowStats, Spread, Transform, exp_difference
 from gpuxent.backends._numpy_binary import binary_grad, binary_losses, binary_sums
 from gpuxent.backends._numpy_pairs import cross_sums, onehot_sums, pair_stats, row_sums
+from gpuxent.backends._numpy_sums import limb_sums
 from gpuxent.backends._tiles import TILE, load, over_tiles, slope_of, work_dtype
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "cross_sums",
     "label_logits",
     "laid_out_as",
+    "limb_sums",
     "log_probs",
     "logit_grad",
     "map_rows",

@@ -7,6 +7,7 @@ import pickle
 import signal
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -16,7 +17,7 @@ from threading import Semaphore
 from typing import Any
 
 from gpuxent.backends._threads import available_cores, threads
-from gpuxent.evaluation.driver import READERS, Done, WorkerDied
+from gpuxent.evaluation.driver import BLOCK_BYTES, READERS, TASK_READS, Done, WorkerDied
 from gpuxent.evaluation.fingerprint import computed_by
 from gpuxent.evaluation.job import Job, Labelled, on_cpu
 from gpuxent.evaluation.sources import ArraySource
@@ -27,18 +28,22 @@ COUNT_AFTER = 5.0  # seconds between two looks at how many workers there are
 
 
 class ClientWorkers:
-    """The workers that a `distributed.Client` has now and gets later; two blocks in flight for each of their threads.
+    """The workers that a `distributed.Client` has now and gets later. In flight is a block for each of their threads,
+    and one more for each that computes.
 
     `computing` is how many blocks a worker process scores at once, while its other threads read; None: all of them.
     """
 
+    read_bytes, reads = BLOCK_BYTES, TASK_READS
+
     def __init__(self, client: Any, computing: int | None = None) -> None:
         if not hasattr(client, "nthreads") or client.asynchronous:
             raise TypeError(f"client must be a distributed.Client that is not asynchronous, got {client!r}")
-        self._client, self._computing = client, computing
+        self._client, self._computing_each = client, computing
         self._done: SimpleQueue[tuple[range, Any]] = SimpleQueue()
         self._jobs: dict[int, Any] = {}
         self._futures: dict[range, Any] = {}
+        self._sent_to: dict[range, str | None] = {}
         try:
             client.wait_for_workers(1, timeout=PATIENCE)
         except TimeoutError:
@@ -47,20 +52,25 @@ class ClientWorkers:
 
     @property
     def slots(self) -> int:
-        return 2 * self._threads
+        return max(1, sum(self._threads_of.values())) + self.computing
 
     def _count_threads(self) -> None:
         try:
-            threads_of = self._client.nthreads().values()
+            self._threads_of: dict[str, int] = self._client.nthreads()
         except OSError as error:
             raise self._lost() from error
-        now = time.monotonic()
-        found, self.at_once = sum(threads_of), max(threads_of, default=1)
+        self._counted, found = time.monotonic(), self._threads_of.values()
         if found:
-            self._last_seen = now
-        elif now - self._last_seen > PATIENCE:
+            self._last_seen = self._counted
+        elif self._counted - self._last_seen > PATIENCE:
             raise self._no_worker()
-        self._threads, self._counted = max(1, found), now
+        self.at_once = max(found, default=1)
+        self.computing = max(1, sum(min(count, self._computing_each or count) for count in found))
+
+    def _least_busy(self) -> str | None:
+        """Left to itself the scheduler gives all blocks to the worker that has the job."""
+        sent = Counter(self._sent_to.values())
+        return min(self._threads_of, key=lambda worker: sent[worker] / self._threads_of[worker], default=None)
 
     def _no_worker(self) -> TimeoutError:
         return TimeoutError(f"the cluster {_address(self._client)} has had no worker for {PATIENCE:g} s")
@@ -76,8 +86,14 @@ class ClientWorkers:
                 self._done.put((block, error))
                 return
         else:
+            self._sent_to[block] = worker = self._least_busy()
             future = self._client.submit(
-                score_block, self._sent(job), block.start, block.stop, self._computing, pure=False, retries=0
+                score_block,
+                *(self._sent(job), block.start, block.stop, self._computing_each),
+                pure=False,
+                retries=0,
+                workers=worker,
+                allow_other_workers=worker is not None,
             )
         self._futures[block] = future
         self._tell_when_done(block, future)
@@ -127,6 +143,7 @@ class ClientWorkers:
         except Exception as error:
             result = self._explained(error)
         del self._futures[block]
+        self._sent_to.pop(block, None)
         return Done(block, error=result) if isinstance(result, Exception) else Done(block, result)
 
     def _explained(self, error: Exception) -> Exception:
@@ -145,8 +162,8 @@ class ClientWorkers:
     def close(self) -> None:
         if self._client.status == "running":  # else the scheduler is gone, and with it what it would forget
             self._client.cancel([*self._futures.values(), *self._jobs.values()], force=True)
-        self._futures.clear()
-        self._jobs.clear()
+        for of_this_pass in (self._futures, self._sent_to, self._jobs):
+            of_this_pass.clear()
 
 
 def check_reachable(job: Job) -> None:
@@ -189,10 +206,11 @@ def _gate(computing: int) -> Semaphore:
 
 
 @contextmanager
-def local_workers(processes: int) -> Iterator[ClientWorkers]:
-    """Worker processes of this machine, which share its cores; each reads ahead of what it computes."""
+def local_workers(processes: int, computing: int | None = None) -> Iterator[ClientWorkers]:
+    """Worker processes of this machine, each of which computes so many blocks at once (by default they share its
+    cores) and reads ahead of that."""
     distributed = _distributed("--workers")
-    computing = max(1, available_cores() // processes)
+    computing = computing or max(1, available_cores() // processes)
     options = {"n_workers": processes, "threads_per_worker": computing + READERS, "processes": True}
     with _client_of(distributed.LocalCluster, options) as client:
         yield ClientWorkers(client, computing)
@@ -225,14 +243,17 @@ def _client_of(cluster_type: Any, options: dict[str, Any]) -> Iterator[Any]:
     import dask
     from distributed import Client
 
-    # A worker that is being started again so long after its last death would be given up for lost.
-    patient = {"distributed.deploy.lost-worker-timeout": "10000 days"}
+    config = {
+        # A worker that is being started again so long after its last death would be given up for lost.
+        "distributed.deploy.lost-worker-timeout": "10000 days",
+        "distributed.worker.profile.enabled": False,  # of what nobody looks at: 5 % of a core
+    }
     quiet: dict[str, Any] = {
         "dashboard_address": None,
         "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"},  # its web server's; the default port may be taken
         "silence_logs": logging.CRITICAL,
     }
-    with dask.config.set(patient), cluster_type(**options, **quiet) as cluster, Client(cluster) as client:
+    with dask.config.set(config), cluster_type(**options, **quiet) as cluster, Client(cluster) as client:
         client.register_plugin(_interrupts_are_the_drivers())
         yield client
 

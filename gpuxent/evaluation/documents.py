@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from gpuxent._records import NOTHING
+from gpuxent.backends import limb_sums
+from gpuxent.backends._numpy_sums import BITS, MASK
 from gpuxent.evaluation.packed import pack, unpack
-from gpuxent.evaluation.sums import BITS, MASK, sums_by_group
 
 MOST_RUNS = 64  # of a DocumentSums before some are merged: so each sort is paid by dozens of merges
 BATCH = 2**16  # documents whose sums are Python integers at a time
@@ -41,8 +42,8 @@ class Run:
     @classmethod
     def of(cls, ids: np.ndarray, losses: np.ndarray) -> Run:
         names, groups, counts = np.unique(ids, return_inverse=True, return_counts=True)
-        sums = sums_by_group(losses, groups, names.size)
-        return cls(names, counts, *_carried(sums.low, iter(sums.limbs)), sums.nonfinite)
+        low, limbs, nonfinite = limb_sums(losses, groups, names.size)
+        return cls(names, counts, *_carried(low, iter(limbs)), nonfinite)
 
     def __len__(self) -> int:
         return self.ids.size

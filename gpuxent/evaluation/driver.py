@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from queue import Empty, SimpleQueue
 from threading import Semaphore
 from typing import Protocol
@@ -14,9 +15,10 @@ from gpuxent.backends._threads import thread_count, threads
 from gpuxent.evaluation.job import Job
 from gpuxent.evaluation.tokens import BlockResult
 
-# Of logits per block: long enough that a block's overhead does not count, short enough for progress. A GPU reads
-# a hundred times faster.
-BLOCK_BYTES, GPU_BLOCK_BYTES, MOST_BLOCK_BYTES = 32 * 2**20, 2**30, 512 * 2**20
+# Of logits that are read at once: long enough that their overhead does not count, short enough for progress. A GPU
+# reads a hundred times faster.
+BLOCK_BYTES, GPU_BLOCK_BYTES, MOST_BLOCK_BYTES = 64 * 2**20, 2**30, 512 * 2**20
+TASK_READS = 8  # of a task on a cluster, which has ten times the overhead of a block on a thread
 ROW_BYTES = 256  # what is kept of a row beside its logits until its block is finished
 READERS = 2  # blocks that are read while every thread computes
 
@@ -38,12 +40,24 @@ class Workers(Protocol):
     """Where blocks are scored."""
 
     @property
+    def read_bytes(self) -> int:
+        """Of logits that are read at once, unless the user bounds the memory."""
+
+    @property
+    def reads(self) -> int:
+        """How many make a block."""
+
+    @property
     def slots(self) -> int:
         """How many blocks to keep in flight."""
 
     @property
     def at_once(self) -> int:
-        """How many blocks one process holds in memory."""
+        """How many reads one process holds in memory."""
+
+    @property
+    def computing(self) -> int:
+        """How many blocks all of them compute at once."""
 
     def submit(self, job: Job, block: range) -> None: ...
     def next(self, timeout: float) -> Done | None:
@@ -128,8 +142,10 @@ def _each_alone(job: Job, blocks: list[range], workers: Workers, stop: Stop) -> 
 class ThreadWorkers:
     """Threads of this process: as many compute at once as `gpuxent.threads` allows, two more read."""
 
+    read_bytes, reads = BLOCK_BYTES, 1
+
     def __init__(self, blocks: int) -> None:
-        computing = max(1, min(thread_count(), blocks))
+        self.computing = computing = max(1, min(thread_count(), blocks))
         self.slots = self.at_once = computing + READERS
         self._threads_per_block = thread_count() // computing  # 1, unless there are fewer blocks than threads
         self._gate = Semaphore(computing)
@@ -159,7 +175,8 @@ class ThreadWorkers:
 class CallerWorkers:
     """The calling thread, on whose current stream the arrays of a GPU are ready."""
 
-    slots = at_once = 1
+    slots = at_once = computing = 1
+    read_bytes, reads = GPU_BLOCK_BYTES, 1
 
     def __init__(self) -> None:
         self._done: Done | None = None
@@ -183,6 +200,27 @@ def rows_per_block(job: Job, block_bytes: int) -> int:
     blocks of several chunks read none twice."""
     rows, chunk = max(1, block_bytes // (job.row_bytes + ROW_BYTES)), job.logits.row_chunk
     return max(rows // chunk, 1) * chunk if chunk <= 4 * rows else rows
+
+
+def sized(job: Job, rows: int, workers: Workers, memory: int | None = None) -> tuple[Job, int]:
+    """The job as the workers shall read it, and how many of the rows to give them in a block; `memory` bounds what a
+    process holds of logits, in bytes."""
+    size = workers.read_bytes if memory is None else min(memory // workers.at_once, MOST_BLOCK_BYTES)
+    read = rows_per_block(job, size)
+    if hasattr(job.logits, "row_edges"):  # its chunks come as they are
+        return job, read
+    block = max(read, min(workers.reads * read, rows_per_block(job, MOST_BLOCK_BYTES)))
+    block = levelled(job, block, rows, workers.computing)
+    return replace(job, rows_at_once=min(read, block)), block
+
+
+def levelled(job: Job, rows: int, total: int, computing: int) -> int:
+    """At most so many rows per block, and so that the last blocks keep as many workers busy as the first."""
+    rounds = max(1, ceil(total / (rows * computing)))
+    fewer, chunk = ceil(total / (rounds * computing)), job.logits.row_chunk
+    if rows % chunk == 0:
+        fewer = ceil(fewer / chunk) * chunk
+    return max(1, min(rows, fewer))
 
 
 def plan(todo: Iterable[range], rows: int, edges: list[int] | None = None) -> Iterator[range]:

@@ -48,6 +48,7 @@ class Job:
     topk: tuple[int, ...] = (1, 5)
     bins: int = 15
     keep_tokens: bool = False
+    rows_at_once: int | None = None  # so many rows of a block are in memory; None: all of them
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -80,6 +81,11 @@ class Job:
 
     def score(self, first: int, stop: int, computing: AbstractContextManager[Any] | None = None) -> BlockResult:
         """The rows [first, stop). Reading is done outside `computing`, so that others compute meanwhile."""
+        step = self.rows_at_once or max(1, stop - first)
+        starts = range(first, max(stop, first + 1), step)
+        return BlockResult.joined([self._score(start, min(start + step, stop), computing) for start in starts])
+
+    def _score(self, first: int, stop: int, computing: AbstractContextManager[Any] | None) -> BlockResult:
         logits = self._read(self.logits, first, stop, columns=slice(None))
         labelled = self.labelled(first, stop)
         with computing or nullcontext():

@@ -84,7 +84,7 @@ def _encodable(text: str, file: TextIO) -> str:
 
 
 def _print(lines: list[str], parts: list[Section], file: TextIO, width: int | None) -> None:
-    console = Console(file=file, width=width, highlight=False)
+    console = Console(file=file, width=width, highlight=False, emoji=False)
     console.width = max(console.width, NARROWEST)
     with console.capture() as captured:
         for line in lines:

@@ -16,8 +16,6 @@ from gpuxent import _arguments as arguments
 from gpuxent.backends import is_cupy
 from gpuxent.evaluation.driver import (
     BLOCK_BYTES,
-    GPU_BLOCK_BYTES,
-    MOST_BLOCK_BYTES,
     CallerWorkers,
     Stop,
     ThreadWorkers,
@@ -25,6 +23,7 @@ from gpuxent.evaluation.driver import (
     plan,
     rows_per_block,
     run_blocks,
+    sized,
 )
 from gpuxent.evaluation.fingerprint import differences, fingerprint
 from gpuxent.evaluation.job import Job
@@ -106,12 +105,11 @@ def score(
         summary, todo = run.summary(summary), gaps(run.finished, job.rows)
         if watch is not None:
             watch(run.finished_rows, summary)
-    in_memory_of_gpu = is_cupy(getattr(job.logits, "array", None))
-    rows = rows_per_block(job, GPU_BLOCK_BYTES if in_memory_of_gpu else BLOCK_BYTES)
+    left = sum(map(len, todo))
     if workers is None:
-        workers = CallerWorkers() if in_memory_of_gpu else ThreadWorkers(ceil(sum(map(len, todo)) / rows))
-    if memory is not None:
-        rows = rows_per_block(job, min(memory // workers.at_once, MOST_BLOCK_BYTES))
+        in_memory_of_gpu = is_cupy(getattr(job.logits, "array", None))
+        workers = CallerWorkers() if in_memory_of_gpu else ThreadWorkers(ceil(left / rows_per_block(job, BLOCK_BYTES)))
+    job, rows = sized(job, left, workers, memory)
     blocks = plan(todo, rows, getattr(job.logits, "row_edges", None))
     with closing(run_blocks(job, blocks, workers, stop)) as results:
         for result in results:
@@ -145,7 +143,7 @@ def interruptible(stop: Stop, say: Callable[[str], None]) -> Iterator[None]:
         if stop.requested:
             raise KeyboardInterrupt
         stop.request()
-        with suppress(RuntimeError):  # in the middle of another line
+        with suppress(RuntimeError, ImportError):  # in the middle of another line, or of what it imports
             say("interrupted: the blocks in flight are being finished; once more to stop now")
 
     before: dict[int, Any] = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}

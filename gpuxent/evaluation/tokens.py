@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +35,11 @@ class Tokens:
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: column for name, column in named.items() if column is not None}
 
+    @classmethod
+    def concatenated(cls, parts: Sequence[Tokens]) -> Tokens:
+        names = parts[0].columns
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
 
 @dataclass(frozen=True)
 class BlockResult:
@@ -43,3 +50,17 @@ class BlockResult:
     summary: Summary
     tokens: Tokens | None  # only if they are to be kept
     computed_by: str  # backend, CPU type and versions: what the last bits of a loss depend on
+
+    @classmethod
+    def joined(cls, parts: Sequence[BlockResult]) -> BlockResult:
+        """Of rows one after the other, scored by one process."""
+        if len(parts) == 1:
+            return parts[0]
+        tokens = [part.tokens for part in parts if part.tokens is not None]
+        return cls(
+            parts[0].first,
+            sum(part.rows for part in parts),
+            reduce(lambda a, b: a.merge(b), (part.summary for part in parts)),
+            Tokens.concatenated(tokens) if tokens else None,
+            parts[0].computed_by,
+        )

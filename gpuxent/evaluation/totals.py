@@ -15,7 +15,7 @@ from gpuxent._rows import Rows
 from gpuxent.backends import on_host
 from gpuxent.evaluation.packed import pack_sum, unpack_sum
 from gpuxent.evaluation.result import CalibrationBin
-from gpuxent.evaluation.sums import LossSums, sums_by_group
+from gpuxent.evaluation.sums import LossSums, exact_sum, sums_by_group
 from gpuxent.evaluation.tokens import Tokens
 
 FORMAT = "gpuxent totals, version 2"
@@ -118,7 +118,7 @@ class Totals:
         """Of scored tokens, and so many rows without one; `losses` are the sums of tokens.nll, if somebody has them."""
         topk = tuple(sorted({1, *topk}))
         loss, rank = tokens.nll, tokens.rank
-        losses = losses or LossSums(len(tokens), ExactSum.of(loss), ExactSum.of_squares(loss))
+        losses = losses or LossSums(len(tokens), exact_sum(loss), exact_sum(loss, squared=True))
         nan, infinite = np.isnan(loss), np.isinf(loss)
         hits = rank[~(nan | infinite)]  # a class of probability 0 is never a hit
         return cls(
@@ -129,7 +129,7 @@ class Totals:
             ignored=ignored,
             loss=losses.total,
             loss_squares=losses.squares,
-            entropy=ExactSum.of(tokens.entropy),
+            entropy=exact_sum(tokens.entropy),
             nan=BadRows.of(nan, tokens.row),
             infinite=BadRows.of(infinite, tokens.row),
         )
@@ -244,5 +244,5 @@ def _bins(p_max: np.ndarray, hit: np.ndarray, count: int) -> tuple[Bin, ...]:
     edges = np.linspace(0, 1, count + 1)[1:-1]
     place = np.searchsorted(edges, p_max, side="left")  # p equal to an edge belongs to the bin below it
     counts, hits = (np.bincount(chosen, minlength=count).tolist() for chosen in (place, place[hit]))
-    confidences = sums_by_group(p_max, place, count).exact()
+    confidences = sums_by_group(p_max, place, count)
     return tuple(Bin(*b) if b[0] else NO_BIN for b in zip(counts, hits, confidences, strict=True))
