@@ -136,7 +136,8 @@ class Ledger:
         kind = kinds.index(computed_by)
         with self._transaction() as connection:
             self._check_overlap(block)
-            connection.execute("insert or ignore into kinds values (?, ?)", (kind, computed_by))
+            if kinds is not self.kinds:
+                connection.execute("insert into kinds values (?, ?)", (kind, computed_by))
             connection.execute("insert into blocks values (?, ?, ?, ?)", (block.start, len(block), kind, summary))
             rows = [(piece.first, piece.stop, piece.tokens, columns) for piece, columns in pieces]
             connection.executemany("insert into pieces values (?, ?, ?, ?)", rows)

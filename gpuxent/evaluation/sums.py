@@ -18,11 +18,12 @@ from gpuxent.backends._numpy_sums import BITS
 def sums_by_group(values: np.ndarray, groups: np.ndarray, size: int, squared: bool = False) -> list[ExactSum]:
     """The sum of the values, or of their squares, of each group 0 .. size - 1; for a few groups."""
     low, limbs, nonfinite = limb_sums(values, groups, size, squared)
-    scale = (NO_SQUARES if squared else NOTHING).scale
-    return [
-        ExactSum(sum(limb << (BITS * (low + i)) for i, limb in enumerate(group) if limb), bad, scale)
-        for group, bad in zip(limbs.T.tolist(), nonfinite.tolist(), strict=True)
-    ]
+    zero = NO_SQUARES if squared else NOTHING
+    sums = [zero] * size
+    for group in np.flatnonzero(limbs.any(axis=0) | (nonfinite != 0)).tolist():
+        units = sum(limb << (BITS * (low + i)) for i, limb in enumerate(limbs[:, group].tolist()))
+        sums[group] = ExactSum(units, float(nonfinite[group]), zero.scale)
+    return sums
 
 
 def exact_sum(values: np.ndarray, squared: bool = False) -> ExactSum:
@@ -45,6 +46,8 @@ class LossSums:
         return tuple(map(cls, counts, totals, squares))
 
     def merge(self, other: LossSums) -> LossSums:
+        if not (self.count and other.count):
+            return self if self.count else other
         return LossSums(self.count + other.count, self.total.merge(other.total), self.squares.merge(other.squares))
 
     @classmethod
