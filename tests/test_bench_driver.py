@@ -17,6 +17,7 @@ from bench.driver import blocks, clock, data, figures, processes, threads
 from bench.driver.figures import Figure, Report, Target
 from bench.timing import Plan
 from gpuxent.evaluation.cluster import ClientWorkers
+from gpuxent.evaluation.driver import ThreadWorkers
 
 ONCE = Plan(seconds=0, least=1, most=1)
 TINY = {
@@ -42,7 +43,7 @@ def workers_in_this_process(count, computing):
 def tiny(monkeypatch):
     """Every part, so small and so near that all take a few seconds."""
     monkeypatch.setattr(threads, "VOCABS", (300, 200, 100))
-    monkeypatch.setattr(threads, "BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(ThreadWorkers, "read_bytes", 100_000)
     monkeypatch.setattr(processes, "local_workers", workers_in_this_process)
     monkeypatch.setattr(processes, "TINY_BLOCKS", 10)
     monkeypatch.setattr(blocks, "ProcessPoolExecutor", lambda size, mp_context: ThreadPoolExecutor(size))

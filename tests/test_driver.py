@@ -93,15 +93,14 @@ def test_blocks_begin_where_chunks_do():
 
 
 @given(st.integers(1, 300), st.integers(1, 100_000), st.integers(1, 8), st.sampled_from([1, 16]))
-def test_the_last_blocks_keep_as_many_workers_busy_as_the_first(rows, total, computing, chunk):
-    job = open_job(ArraySource(X, row_chunk=chunk), Y)
-    rows *= chunk
-    found = levelled(job, rows, total, computing)
+def test_the_last_blocks_keep_as_many_workers_busy_as_the_first(rows, total, computing, step):
+    rows *= step
+    found = levelled(rows, total, computing, step)
     assert 0 < found <= rows
-    assert found % chunk == 0
+    assert found % step == 0
     before, rounds = (ceil(ceil(total / size) / computing) for size in (rows, found))
     assert rounds <= before
-    assert rounds * computing * found < total + before * computing * chunk  # what idles is less than a row each
+    assert rounds * computing * found < total + before * computing * step  # what idles is less than a step each
 
 
 @given(st.lists(st.booleans(), max_size=30))

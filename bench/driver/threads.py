@@ -13,7 +13,7 @@ from bench.driver.data import DTYPES, Late, agree, memory, serial, write
 from bench.driver.figures import Figure, Target
 from bench.timing import Plan
 from gpuxent.backends._threads import thread_count
-from gpuxent.evaluation.driver import BLOCK_BYTES, ThreadWorkers, levelled, plan, rows_per_block
+from gpuxent.evaluation.driver import ThreadWorkers, plan, sized
 from gpuxent.evaluation.evaluate import open_job
 from gpuxent.evaluation.score import score
 from gpuxent.evaluation.totals import score_rows
@@ -36,7 +36,7 @@ def against_the_backend(size: int, timing: Plan) -> Iterator[Figure]:
 
 def _against_the_backend(logits: Path, labels: Path, what: str, timing: Plan) -> Figure:
     job = open_job(logits, labels)
-    rows = levelled(job, rows_per_block(job, BLOCK_BYTES), job.rows, thread_count())
+    _, rows = sized(job, job.rows, ThreadWorkers(job.rows))
     blocks, classes = list(plan([range(job.rows)], rows)), np.load(labels)
 
     def bare(mapped: np.ndarray) -> None:

@@ -209,18 +209,18 @@ def sized(job: Job, rows: int, workers: Workers, memory: int | None = None) -> t
     read = rows_per_block(job, size)
     if hasattr(job.logits, "row_edges"):  # its chunks come as they are
         return job, read
-    block = max(read, min(workers.reads * read, rows_per_block(job, MOST_BLOCK_BYTES)))
-    block = levelled(job, block, rows, workers.computing)
+    block = max(read, min(workers.reads * read, rows_per_block(job, MOST_BLOCK_BYTES)) // read * read)
+    chunk = job.logits.row_chunk
+    step = read if block > read else chunk if read % chunk == 0 else 1
+    block = levelled(block, rows, workers.computing, step)
     return replace(job, rows_at_once=min(read, block)), block
 
 
-def levelled(job: Job, rows: int, total: int, computing: int) -> int:
-    """At most so many rows per block, and so that the last blocks keep as many workers busy as the first."""
+def levelled(rows: int, total: int, computing: int, step: int = 1) -> int:
+    """At most so many rows per block, and so that the last blocks keep as many workers busy as the first; a multiple of
+    the step, as `rows` is."""
     rounds = max(1, ceil(total / (rows * computing)))
-    fewer, chunk = ceil(total / (rounds * computing)), job.logits.row_chunk
-    if rows % chunk == 0:
-        fewer = ceil(fewer / chunk) * chunk
-    return max(1, min(rows, fewer))
+    return max(1, min(rows, ceil(total / (rounds * computing * step)) * step))
 
 
 def plan(todo: Iterable[range], rows: int, edges: list[int] | None = None) -> Iterator[range]:
