@@ -133,6 +133,16 @@ class GradWeights:
 
 
 @dataclass(frozen=True)
+class LinearGrad:
+    """Gradients of the parameters of logits = hidden @ classifier.T + bias, each in its parameter's shape and dtype;
+    None where not asked for."""
+
+    hidden: Array | None
+    classifier: Array | None
+    bias: Array | None
+
+
+@dataclass(frozen=True)
 class PairStats:
     """Sums over the classes of two models' rows, given both normalizers; merged by addition."""
 

@@ -59,6 +59,8 @@ def backend_of(array: Any, name: str | None = None) -> Any:
         raise ValueError(
             f"backend must be None or 'cupy' for CuPy arrays, got {name!r}; cupy.asnumpy makes NumPy arrays"
         )
+    if is_linear(array):
+        return import_module("gpuxent.backends._linear").LinearBackend(array, name)
     if is_dask(array):
         from gpuxent.backends._dask import DaskBackend
 
@@ -96,6 +98,16 @@ def limb_sums(values: np.ndarray, groups: np.ndarray, size: int, squared: bool =
 
 def has_numba() -> bool:
     return find_spec("numba") is not None
+
+
+def is_linear(array: Any) -> bool:
+    """Logits that are products, in memory; see `_linear`."""
+    return _of_linear(type(array))  # type: ignore[arg-type]  # types are hashable
+
+
+@cache
+def _of_linear(kind: type) -> bool:
+    return (kind.__module__, kind.__name__) == ("gpuxent.backends._linear", "LinearLogits")
 
 
 def is_dask(array: Any) -> bool:

@@ -206,14 +206,12 @@ def sized(job: Job, rows: int, workers: Workers, memory: int | None = None) -> t
     """The job as the workers shall read it, and how many of the rows to give them in a block; `memory` bounds what a
     process holds of logits, in bytes."""
     size = workers.read_bytes if memory is None else min(memory // workers.at_once, MOST_BLOCK_BYTES)
-    read = rows_per_block(job, size)
+    read, chunk = rows_per_block(job, size), job.logits.row_chunk
     if hasattr(job.logits, "row_edges"):  # its chunks come as they are
         return job, read
+    read = levelled(read, rows, workers.computing, 1 if read % chunk else chunk)
     block = max(read, min(workers.reads * read, rows_per_block(job, MOST_BLOCK_BYTES)) // read * read)
-    chunk = job.logits.row_chunk
-    step = read if block > read else chunk if read % chunk == 0 else 1
-    block = levelled(block, rows, workers.computing, step)
-    return replace(job, rows_at_once=min(read, block)), block
+    return replace(job, rows_at_once=read), levelled(block, rows, workers.computing, read)
 
 
 def levelled(rows: int, total: int, computing: int, step: int = 1) -> int:
