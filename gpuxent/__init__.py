@@ -2,10 +2,12 @@
 
 Losses from logits: cross_entropy, binary_cross_entropy, their *_and_grad and *_from_probs twins. Normalizers:
 logsumexp, softmax, log_softmax. Information: entropy, kl_divergence, js_divergence, cross_entropy_between, with
-*_from_probs twins. Data sets: perplexity, evaluate. CPU threads: threads. Arrays are NumPy's, CuPy's or Dask's, or
-tensors on a GPU; what comes out is of the same kind.
+*_from_probs twins. From hidden states and a classifier: linear_cross_entropy, linear_cross_entropy_and_grad. Data
+sets: perplexity, evaluate. CPU threads: threads. Arrays are NumPy's, CuPy's or Dask's, or tensors on a GPU; what comes
+out is of the same kind.
 """
 
+from gpuxent._records import LinearGrad
 from gpuxent._row_loss import RowSummary
 from gpuxent.backends._threads import threads
 from gpuxent.divergences import (
@@ -20,6 +22,7 @@ from gpuxent.divergences import (
 )
 from gpuxent.evaluation.evaluate import evaluate, perplexity
 from gpuxent.evaluation.result import CalibrationBin, Evaluation
+from gpuxent.linear import linear_cross_entropy, linear_cross_entropy_and_grad
 from gpuxent.losses import (
     binary_cross_entropy,
     binary_cross_entropy_and_grad,
@@ -33,6 +36,7 @@ from gpuxent.normalizers import log_softmax, logsumexp, softmax
 __all__ = [
     "CalibrationBin",
     "Evaluation",
+    "LinearGrad",
     "RowSummary",
     "binary_cross_entropy",
     "binary_cross_entropy_and_grad",
@@ -49,6 +53,8 @@ __all__ = [
     "js_divergence_from_probs",
     "kl_divergence",
     "kl_divergence_from_probs",
+    "linear_cross_entropy",
+    "linear_cross_entropy_and_grad",
     "log_softmax",
     "logsumexp",
     "perplexity",

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from gpuxent._records import IGNORED, NO_LABEL, Array, Transform
-from gpuxent.backends import is_cupy, is_dask, on_gpu, on_host, to_gpu
+from gpuxent.backends import is_cupy, is_dask, is_linear, on_gpu, on_host, to_gpu
 
 FLOAT_DTYPES = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 REDUCTIONS = ("mean", "sum", "none")
@@ -30,7 +30,7 @@ def array(value: Any, name: str) -> Array:
         raise ValueError(f"{name} has chunks of unknown size; call its compute_chunk_sizes() first")
     if isinstance(_sample(value), np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be lost; fill it and use ignore_index")
-    if is_dask(value) or is_cupy(value) or isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) or is_dask(value) or is_cupy(value) or is_linear(value):
         return value
     if isinstance(value, (list, tuple, Real, np.generic)):
         return np.asarray(value)
@@ -56,6 +56,35 @@ def rows(value: Any, name: str) -> Array:
     if value.shape[-1] == 0:
         raise ValueError(f"{name} must have at least one class on the last axis, got shape {value.shape}")
     return value
+
+
+def parameters(hidden: Any, classifier: Any, bias: Any) -> tuple[Array, Array, Array | None]:
+    """Floats of one dtype and kind: (..., features), (vocab, features), and (vocab,) or None."""
+    hidden = float_array(hidden, "hidden")
+    if hidden.ndim == 0 or hidden.shape[-1] == 0:
+        raise ValueError(f"hidden must have shape (..., features) with at least one feature, got {hidden.shape}")
+    classifier = beside(float_array(classifier, "classifier"), "classifier", hidden, "hidden")
+    if classifier.ndim != 2 or classifier.shape[0] == 0 or classifier.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"classifier must have shape (vocab, {hidden.shape[-1]}) for hidden of shape {hidden.shape}, got "
+            f"{classifier.shape}"
+        )
+    if bias is not None:
+        bias = beside(float_array(bias, "bias"), "bias", hidden, "hidden")
+        if bias.shape != classifier.shape[:1]:
+            raise ValueError(f"bias must have shape {classifier.shape[:1]}, one number per class, got {bias.shape}")
+    for name, array in (("classifier", classifier), ("bias", bias)):
+        if array is not None and array.dtype != hidden.dtype:
+            raise TypeError(f"{name} must have the dtype of hidden, {hidden.dtype}, got {array.dtype}")
+    return hidden, classifier, bias
+
+
+def names_among(value: Any, name: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """Some of the allowed names, each once; a single one may be given as it is."""
+    found = (value,) if isinstance(value, str) else tuple(value)
+    if not found or len(set(found)) < len(found) or not set(found) <= set(allowed):
+        raise ValueError(f"{name} must be some of {', '.join(map(repr, allowed))}, each once, got {value!r}")
+    return found
 
 
 def axis(value: Any, logits: Array) -> int:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gpuxent._records import LinearGrad
 from gpuxent._row_loss import RowSummary
 from gpuxent.backends import _cupy_found, is_cupy
 
@@ -78,8 +79,8 @@ def _importer(tensor: Any) -> Callable[[Any], Any] | None:
 def _returned(result: Any, originals: dict[int, Any], importer: Callable[[Any], Any] | None) -> Any:
     if isinstance(result, tuple):
         return tuple(_returned(item, originals, importer) for item in result)
-    if isinstance(result, RowSummary):
-        return RowSummary(*(_returned(value, originals, importer) for value in vars(result).values()))
+    if isinstance(result, (RowSummary, LinearGrad)):
+        return type(result)(*(_returned(value, originals, importer) for value in vars(result).values()))
     if importer is None or not is_cupy(result):
         return result
     return originals[id(result)] if id(result) in originals else importer(result)

@@ -10,8 +10,8 @@ import numpy as np
 
 from gpuxent import _arguments as arguments
 from gpuxent import _row_loss
-from gpuxent._records import IGNORED, Array, GradWeights, RowStats, Spread
-from gpuxent._row_loss import LossOptions
+from gpuxent._records import IGNORED, Array, GradWeights, LinearGrad, RowStats, Spread
+from gpuxent._row_loss import LossOptions, RowSummary
 from gpuxent.backends import backend_of
 
 
@@ -118,13 +118,26 @@ class Rows:
         also: tuple[str, ...] = (),
         out: Array | None = None,
     ) -> tuple[RowStats, Array]:
-        options = self.options
-        rule = partial(_row_loss.grad_weights, smoothing=options.label_smoothing, z_loss=options.z_loss)
+        weights = self._weights(grad_output, denominator, z_denominator)
+        how = {"spread": self.spread, "transform": self.options.transform, "also": also}
+        return self.backend.row_stats_and_grad(self.logits, self.labels, weights, out=out, **how)
+
+    def stats_and_parameter_grad(
+        self, grad_output: Any, denominator: Any, z_denominator: Any, *, also: tuple[str, ...], **which: Any
+    ) -> tuple[RowStats, LinearGrad]:
+        """Of logits that are products; `which` gradients, as the backend takes it."""
+        weights = self._weights(grad_output, denominator, z_denominator)
+        how = {"spread": self.spread, "transform": self.options.transform, "also": also}
+        return self.backend.row_stats_and_parameter_grad(self.logits, self.labels, weights, **which, **how)
+
+    def _weights(self, grad_output: Any, denominator: Any, z_denominator: Any) -> GradWeights:
+        rule = partial(_row_loss.grad_weights, smoothing=self.options.label_smoothing, z_loss=self.options.z_loss)
         vectors = (self.labels, self.label_weight, grad_output, denominator, z_denominator)
-        weights = GradWeights(*self.backend.map_rows(rule, *vectors, outputs=3))
-        return self.backend.row_stats_and_grad(
-            self.logits, self.labels, weights, spread=self.spread, transform=options.transform, also=also, out=out
-        )
+        return GradWeights(*self.backend.map_rows(rule, *vectors, outputs=3))
+
+    def summary(self, stats: RowStats) -> RowSummary:
+        lse, argmax, p_max = self.backend.map_rows(_row_loss.summary, stats, outputs=3)
+        return RowSummary(lse, argmax.astype(np.int64), p_max)
 
 
 def _options(

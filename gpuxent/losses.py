@@ -11,7 +11,6 @@ from gpuxent import _arguments as arguments
 from gpuxent import _row_loss
 from gpuxent._dlpack import returns_own_kind
 from gpuxent._records import Array
-from gpuxent._row_loss import RowSummary
 from gpuxent._rows import BinaryRows, Rows, reduced
 from gpuxent.backends import backend_of
 
@@ -155,10 +154,7 @@ def cross_entropy_and_grad(
     also = ("argmax",) if return_stats else ()
     stats, dlogits = rows.stats_and_gradient(grad_output, *denominators, also, out)
     loss = rows.reduced(*rows.losses(stats), *denominators)
-    if not return_stats:
-        return loss, dlogits
-    lse, argmax, p_max = rows.backend.map_rows(_row_loss.summary, stats, outputs=3)
-    return loss, dlogits, RowSummary(lse, argmax.astype(np.int64), p_max)
+    return (loss, dlogits, rows.summary(stats)) if return_stats else (loss, dlogits)
 
 
 # ---- from probabilities ----

@@ -100,6 +100,14 @@ def has_numba() -> bool:
     return find_spec("numba") is not None
 
 
+def linear_logits(hidden: Any, classifier: Any, bias: Any = None, tile_bytes: int | None = None) -> Any:
+    """hidden @ classifier.T + bias as rows of logits that are made when they are read: `LinearLogits`, or a Dask array
+    with such blocks."""
+    if is_dask(hidden):
+        return import_module("gpuxent.backends._dask_linear").linear_logits(hidden, classifier, bias, tile_bytes)
+    return import_module("gpuxent.backends._linear").LinearLogits(hidden, classifier, bias, tile_bytes)
+
+
 def is_linear(array: Any) -> bool:
     """Logits that are products, in memory; see `_linear`."""
     return _of_linear(type(array))  # type: ignore[arg-type]  # types are hashable

@@ -28,6 +28,7 @@ from gpuxent._records import (
     ROW_FIELDS,
     ExactSum,
     GradWeights,
+    LinearGrad,
     PairStats,
     RowStats,
     Spread,
@@ -114,6 +115,11 @@ class DaskBackend:
     ) -> tuple[RowStats, da.Array]:
         stats = self.row_stats(logits, labels, spread=spread, transform=transform, also=also)
         return stats, self.logit_grad(logits, labels, stats, weights, spread=spread, transform=transform)
+
+    def row_stats_and_parameter_grad(self, *arguments: Any, **options: Any) -> tuple[RowStats, LinearGrad]:
+        from gpuxent.backends import _dask_linear
+
+        return _dask_linear.row_stats_and_parameter_grad(self, *arguments, **options)
 
     def log_probs(self, logits: da.Array, stats: RowStats) -> da.Array:
         def log_probs(backend: Any, logits: Any, _labels: Any, _start: int, stats: Any) -> Any:
@@ -286,7 +292,8 @@ def _on_block(
     function: BlockFunction, name: str | None, rebuild: Any, logits: Any, labels: Any, start: Any, *flat: Any
 ) -> Any:
     """One thread per task: Dask runs as many tasks as there are cores."""
-    labels, *others = _beside(logits, (labels, *flat)) if is_cupy(logits) else (labels, *flat)
+    gpu = _first_on_gpu([logits])
+    labels, *others = (labels, *flat) if gpu is None else _beside(gpu, (labels, *flat))
     with threads(1), np.errstate(all="ignore"):
         return function(backend_of(logits, name), logits, labels, int(start[0]), *rebuild(others))
 

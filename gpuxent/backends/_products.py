@@ -1,0 +1,69 @@
+"""The matrix products of linear cross-entropy, through BLAS (cuBLAS for CuPy arrays).
+
+16-bit parameters are widened to float32 piece by piece: BLAS has no 16-bit products, and NumPy's own take hundreds of
+times as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gpuxent._records import Array
+from gpuxent.backends import _cupy_found, is_cupy
+
+PIECE_BYTES = 16 * 2**20  # of a classifier that is widened, or of its gradient before it is added
+LEAST_CLASSES = 256  # in a piece
+
+
+def library(array: Array) -> Any:
+    """NumPy or CuPy, as the array is."""
+    return _cupy_found.cupy() if is_cupy(array) else np
+
+
+def logits_of(hidden: Array, classifier: Array, bias: Array | None, out: Array) -> None:
+    """out = hidden @ classifier.T + bias; hidden (rows, features) in out's dtype."""
+    matmul = library(out).matmul
+    for classes in _pieces(classifier, out.dtype):
+        matmul(hidden, classifier[classes].astype(out.dtype, copy=False).T, out=out[:, classes])
+    if bias is not None:
+        out += bias.astype(out.dtype, copy=False)
+
+
+def hidden_grad(dlogits: Array, classifier: Array) -> Array:
+    """dlogits @ classifier."""
+    parts = (
+        dlogits[:, classes] @ classifier[classes].astype(dlogits.dtype, copy=False)
+        for classes in _pieces(classifier, dlogits.dtype)
+    )
+    total = next(parts)
+    for part in parts:
+        total += part
+    return total
+
+
+def add_classifier_grad(dlogits: Array, hidden: Array, total: Array, first: bool) -> None:
+    """total += dlogits.T @ hidden; the `first` one overwrites what is there."""
+    if first:
+        library(total).matmul(dlogits.T, hidden, out=total)
+        return
+    for classes in _in_pieces(total):
+        total[classes] += dlogits[:, classes].T @ hidden
+
+
+def add_bias_grad(dlogits: Array, total: Array) -> None:
+    """total (float64) += the sum of dlogits over the rows."""
+    total += dlogits.sum(axis=0, dtype=np.float64)
+
+
+def _pieces(classifier: Array, dtype: np.dtype) -> Iterator[slice]:
+    """All of it at once where there is nothing to widen."""
+    return iter([slice(None)]) if classifier.dtype == dtype else _in_pieces(classifier)
+
+
+def _in_pieces(classifier: Array) -> Iterator[slice]:
+    classes, features = classifier.shape
+    step = max(LEAST_CLASSES, PIECE_BYTES // (4 * features))
+    return (slice(start, min(start + step, classes)) for start in range(0, classes, step))
