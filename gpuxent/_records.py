@@ -20,6 +20,8 @@ Array = Any  # NumPy, CuPy or Dask: the backend knows which
 IGNORED = -1
 NO_LABEL = -2  # a row of soft labels, or an unchecked label outside the vocabulary: its logit is -inf
 
+INTEGER_FIELDS = ("argmax", "rank")  # of RowStats
+
 # Identity of `argmax`: loses every tie, and is exact in float64.
 NO_CLASS = 2**53
 
@@ -87,6 +89,15 @@ class RowStats:
         """Left to right, in the order given: a row's slices in column order, so that the last bits are always the
         same."""
         return reduce(cls.merge, records)
+
+    def stacked(self) -> Array:
+        """The fields as one array (..., fields) of float64, in which the integers are exact too."""
+        return np.stack([values.astype(np.float64, copy=False) for values in vars(self).values()], axis=-1)
+
+    @classmethod
+    def unstacked(cls, stacked: Array) -> RowStats:
+        found = {field.name: stacked[..., i] for i, field in enumerate(fields(cls))}
+        return cls(**found | {name: found[name].astype(np.int64) for name in INTEGER_FIELDS})
 
     def _gap_below(self, top: Array) -> Array:
         moved = np.where((self.spread_weight == 0) | (self.max == top), 0.0, self.spread_weight * (top - self.max))

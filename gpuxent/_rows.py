@@ -118,7 +118,7 @@ class Rows:
         also: tuple[str, ...] = (),
         out: Array | None = None,
     ) -> tuple[RowStats, Array]:
-        weights = self._weights(grad_output, denominator, z_denominator)
+        weights = self.weights(grad_output, denominator, z_denominator)
         how = {"spread": self.spread, "transform": self.options.transform, "also": also}
         return self.backend.row_stats_and_grad(self.logits, self.labels, weights, out=out, **how)
 
@@ -126,11 +126,11 @@ class Rows:
         self, grad_output: Any, denominator: Any, z_denominator: Any, *, also: tuple[str, ...], **which: Any
     ) -> tuple[RowStats, LinearGrad]:
         """Of logits that are products; `which` gradients, as the backend takes it."""
-        weights = self._weights(grad_output, denominator, z_denominator)
+        weights = self.weights(grad_output, denominator, z_denominator)
         how = {"spread": self.spread, "transform": self.options.transform, "also": also}
         return self.backend.row_stats_and_parameter_grad(self.logits, self.labels, weights, **which, **how)
 
-    def _weights(self, grad_output: Any, denominator: Any, z_denominator: Any) -> GradWeights:
+    def weights(self, grad_output: Any, denominator: Any, z_denominator: Any) -> GradWeights:
         rule = partial(_row_loss.grad_weights, smoothing=self.options.label_smoothing, z_loss=self.options.z_loss)
         vectors = (self.labels, self.label_weight, grad_output, denominator, z_denominator)
         return GradWeights(*self.backend.map_rows(rule, *vectors, outputs=3))

@@ -49,7 +49,7 @@ def linear_cross_entropy(
     >>> import numpy as np
     >>> hidden, classifier = np.array([[1.0, 2.0], [0.5, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     >>> linear_cross_entropy(hidden, classifier, np.array([2, 0]), reduction="none").round(4)
-    array([0.4076, 0.9587])
+    array([0.4076, 0.958 ])
     """
     hidden, classifier, bias = arguments.parameters(hidden, classifier, bias)
     memory = None if memory is None else arguments.positive(memory, "memory")

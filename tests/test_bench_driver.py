@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 import bench.driver.__main__ as command
-from bench.driver import blocks, clock, data, figures, processes, threads
-from bench.driver.figures import Figure, Report, Target
+from bench import clock, figures
+from bench.driver import blocks, data, processes, threads
+from bench.figures import Figure, Report, Target
 from bench.timing import Plan
 from gpuxent.evaluation.cluster import ClientWorkers
 from gpuxent.evaluation.driver import ThreadWorkers

@@ -13,11 +13,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench import machine
+from bench import figures, machine
 from bench.cpu.machine import describe
-from bench.driver import blocks, figures, processes, threads
+from bench.driver import blocks, processes, threads
 from bench.driver.data import WrongResult
-from bench.driver.figures import Figure, Report
+from bench.figures import Figure, Report
 from bench.timing import Plan
 
 MIB = 2**20

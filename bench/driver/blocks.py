@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
+from bench.clock import rounds
 from bench.driver import data
-from bench.driver.clock import rounds
 from bench.driver.data import WrongResult, agree, serial, tiny_job
-from bench.driver.figures import Figure, Target
+from bench.figures import Figure, Target
 from bench.timing import Plan
 from gpuxent.evaluation.driver import ThreadWorkers
 from gpuxent.evaluation.fingerprint import fingerprint

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
-from bench.driver.clock import rounds
+from bench.clock import rounds
 from bench.driver.data import agree, memory, serial, tiny_job, write
-from bench.driver.figures import Figure, Target
+from bench.figures import Figure, Target
 from bench.machine import CORES
 from bench.timing import Plan
 from gpuxent.evaluation.cluster import ClientWorkers, local_workers

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.driver.clock import rounds
+from bench.clock import rounds
 from bench.driver.data import DTYPES, Late, agree, memory, serial, write
-from bench.driver.figures import Figure, Target
+from bench.figures import Figure, Target
 from bench.timing import Plan
 from gpuxent.backends._threads import thread_count
 from gpuxent.evaluation.driver import ThreadWorkers, plan, sized

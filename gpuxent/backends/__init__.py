@@ -154,6 +154,12 @@ def to_gpu(array: np.ndarray, beside: Any = None) -> Any:
         return _cupy_found.cupy().asarray(native)
 
 
+def unread(like: Any, shape: tuple[int, ...]) -> Any:
+    """An array of the dtype and kind of another one, and next to no memory, for checks that read no entries."""
+    library: Any = _cupy_found.cupy() if on_gpu(like) else np
+    return library.broadcast_to(library.zeros((), like.dtype), shape)
+
+
 def computed(*arrays: Any) -> tuple[Any, ...]:
     """Arrays of Dask computed together by the calling thread; others as they are."""
     if any(map(is_dask, arrays)):

@@ -37,8 +37,6 @@ from gpuxent._records import (
 from gpuxent.backends import _numpy, backend_of, is_cupy, on_host, to_gpu
 from gpuxent.backends._threads import threads
 
-INTEGER_FIELDS = ("argmax", "rank")  # exact in float64 all the same
-
 Pair = tuple[Any, tuple[int, ...] | None]  # an argument of a blockwise and the axes it runs along
 BlockFunction = Callable[
     ..., Any
@@ -77,7 +75,7 @@ class DaskBackend:
             return vars(backend.row_stats(logits, labels, start, **how)).values()
 
         states = self._states(stats, logits, labels, _cut(spread, logits), label_logit, outputs=len(ROW_FIELDS))
-        return _row_record(_contract(states, _merge_row_states))
+        return RowStats.unstacked(_contract(states, _merge_row_states))
 
     def _label_logits(self, logits: da.Array, labels: da.Array | None, transform: Transform) -> da.Array:
         def gather(backend: Any, logits: Any, labels: Any, start: int) -> Any:
@@ -404,15 +402,8 @@ def _stacked(vectors: Any) -> Any:
     return np.stack([_as_dtype(v, np.float64) for v in vectors], axis=-1)
 
 
-def _row_record(states: Any) -> RowStats:
-    """RowStats from states (..., fields), lazy or not."""
-    fields = {name: states[..., i] for i, name in enumerate(ROW_FIELDS)}
-    return RowStats(**fields | {name: fields[name].astype(np.int64) for name in INTEGER_FIELDS})
-
-
 def _merge_row_states(states: np.ndarray) -> np.ndarray:
-    record = RowStats.merge_all(_row_record(states[..., i, :]) for i in range(states.shape[-2]))
-    return _stacked(getattr(record, name) for name in ROW_FIELDS)
+    return RowStats.merge_all(RowStats.unstacked(states[..., i, :]) for i in range(states.shape[-2])).stacked()
 
 
 def _add_in_order(states: np.ndarray) -> np.ndarray:

@@ -71,7 +71,7 @@ def row_stats_and_parameter_grad(
         adjust_chunks=dict.fromkeys(axes, _one_entry),
     )
     if stats is None:
-        stats = _dask._row_record(_opened(boxes, logits, _state_of, rows=True, width=len(ROW_FIELDS))[..., 0, :])
+        stats = RowStats.unstacked(_opened(boxes, logits, _state_of, rows=True, width=len(ROW_FIELDS))[..., 0, :])
     return stats, _gradients(boxes, logits, wrt, features)
 
 
@@ -109,7 +109,7 @@ def _shaped(part: Any, rows: bool, box: np.ndarray) -> Any:
 
 
 def _state_of(stats: RowStats, _grad: LinearGrad) -> Any:
-    return _dask._stacked(vars(stats).values())
+    return stats.stacked()
 
 
 def _part(name: str, _stats: RowStats | None, grad: LinearGrad) -> Any:

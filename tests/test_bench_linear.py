@@ -1,0 +1,42 @@
+"""The benchmark of linear cross-entropy: its quick run works, and what is wrong is not timed."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from bench import linear
+from bench.machine import ROOT
+
+
+def test_a_quick_run(tmp_path):
+    result = CliRunner().invoke(linear.app, ["--quick", "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    data = json.loads((tmp_path / "linear.json").read_text())
+    assert [figure["part"] for figure in data["figures"]] == ["loss and gradients"] * 2 + ["loss", "memory"]
+    assert all(np.isfinite(figure["value"]) and figure["value"] > 0 for figure in data["figures"])
+
+
+@pytest.mark.parametrize("wrong", ["hidden", "classifier", "loss"])
+def test_a_wrong_result_is_not_timed(wrong, monkeypatch):
+    ours = linear.Problem.ours
+
+    def slightly_off(problem):
+        loss, grad = ours(problem)
+        if wrong == "loss":
+            return loss * 1.001, grad
+        getattr(grad, wrong)[0] *= 1.01
+        return loss, grad
+
+    monkeypatch.setattr(linear.Problem, "ours", slightly_off)
+    monkeypatch.setattr(linear, "times", lambda *arguments: pytest.fail("it was timed"))
+    result = CliRunner().invoke(linear.app, ["--quick"])
+    assert result.exit_code == 1
+    assert "off by" in result.output or "the loss is" in result.output
+
+
+def test_committed_results_are_of_a_full_run():
+    data = json.loads((ROOT / "bench" / "results" / "linear.json").read_text())
+    assert "--quick" not in data["command"]
+    assert str(linear.FULL) in data["figures"][0]["what"]
