@@ -3,8 +3,8 @@
 Losses from logits: cross_entropy, binary_cross_entropy, their *_and_grad and *_from_probs twins. Normalizers:
 logsumexp, softmax, log_softmax. Information: entropy, kl_divergence, js_divergence, cross_entropy_between, with
 *_from_probs twins. From hidden states and a classifier: linear_cross_entropy, linear_cross_entropy_and_grad. Data
-sets: perplexity, evaluate. CPU threads: threads. Arrays are NumPy's, CuPy's or Dask's, or tensors on a GPU; what comes
-out is of the same kind.
+sets: perplexity, evaluate, linear_logits. CPU threads: threads. Arrays are NumPy's, CuPy's or Dask's, or tensors on a
+GPU; what comes out is of the same kind.
 """
 
 from gpuxent._records import LinearGrad
@@ -20,7 +20,7 @@ from gpuxent.divergences import (
     kl_divergence,
     kl_divergence_from_probs,
 )
-from gpuxent.evaluation.evaluate import evaluate, perplexity
+from gpuxent.evaluation.evaluate import evaluate, linear_logits, perplexity
 from gpuxent.evaluation.result import CalibrationBin, Evaluation
 from gpuxent.linear import linear_cross_entropy, linear_cross_entropy_and_grad
 from gpuxent.losses import (
@@ -55,6 +55,7 @@ __all__ = [
     "kl_divergence_from_probs",
     "linear_cross_entropy",
     "linear_cross_entropy_and_grad",
+    "linear_logits",
     "log_softmax",
     "logsumexp",
     "perplexity",

@@ -57,8 +57,13 @@ class ResultFormat(StrEnum):
 
 @app.command()
 def perplexity(
-    logits: Annotated[str, typer.Argument(metavar="LOGITS", help=f"Logits (..., vocab): {SOURCES}.")],
+    logits: Annotated[
+        str | None, typer.Argument(metavar="[LOGITS]", help=f"Logits (..., vocab): {SOURCES}.", show_default=False)
+    ] = None,
     labels: Annotated[str | None, reading(help="Labels (...), integers; a .kld file has its own.")] = None,
+    hidden: Annotated[str | None, reading(help="Hidden states (..., features), instead of logits.")] = None,
+    classifier: Annotated[str | None, reading(help="What makes logits of them (vocab, features).")] = None,
+    bias: Annotated[str | None, reading(help="And is added to them (vocab).")] = None,
     documents: Annotated[str | None, reading(help="Document ids (...): standard errors by document.")] = None,
     mask: Annotated[str | None, counting(help="Which labels count (...): booleans, or integers other than 0.")] = None,
     shift: Annotated[int, counting(help="1: a row is scored by the label after it.")] = 0,
@@ -90,17 +95,20 @@ def perplexity(
     format: Annotated[ResultFormat, writing(help="How to write the result.")] = ResultFormat.table,
     output: Annotated[Path | None, writing(help="Write the result to this file instead of stdout.")] = None,
 ) -> None:
-    """Cross-entropy, perplexity, accuracy, entropy and calibration of stored logits, read block by block."""
+    """Cross-entropy, perplexity, accuracy, entropy and calibration of stored logits, or of hidden states and a
+    classifier, read block by block."""
     from gpuxent import _arguments
     from gpuxent.evaluation import report
-    from gpuxent.evaluation.evaluate import open_job
+    from gpuxent.evaluation.evaluate import linear_logits, open_job
     from gpuxent.evaluation.metadata import open_metadata
 
-    if labels is None and not logits.endswith(".kld"):
+    if (logits is None) != (hidden is not None and classifier is not None) or (bias and not hidden):
+        raise typer.BadParameter("give either logits, or --hidden and --classifier (and --bias)", param_hint="LOGITS")
+    if labels is None and not (logits or "").endswith(".kld"):
         raise typer.BadParameter("must be given: only a .kld file has its own labels", param_hint="--labels")
     with bad_input_exits():
         _arguments.number(temperature, "--temperature", 0, open_low=True)
-        check_writable(output, logits, labels, documents, mask)
+        check_writable(output, logits, hidden, classifier, bias, labels, documents, mask)
         labels = labels or f"{logits}::labels"
         about = open_metadata(metadata, bytes=bytes, words=words, group_by=group_by)
         options: dict[str, Any] = {
@@ -114,7 +122,8 @@ def perplexity(
             "temperature": temperature,
             "backend": "cupy" if gpus else backend,
         }
-        job = open_job(logits, labels, documents=documents, mask=mask, **options)
+        rows = logits if hidden is None else linear_logits(hidden, classifier, bias)
+        job = open_job(rows, labels, documents=documents, mask=mask, **options)
         for source in job.sources.values():
             for warning in source.warnings() if source else ():
                 say(f"warning: {warning}")
@@ -126,7 +135,9 @@ def perplexity(
         for warning in report.bad_rows(result):
             say(f"warning: {warning}")
         with written_to(output) as file:
-            inputs = {"logits": logits, "labels": labels, "documents": documents, "mask": mask}
+            factors = {"hidden": hidden, "classifier": classifier, "bias": bias}
+            inputs = {"logits": logits} if hidden is None else factors
+            inputs |= {"labels": labels, "documents": documents, "mask": mask}
             what = {"gpuxent": __version__, "source": f"logits/{job.logits.dtype}", "shape": job.logits.shape}
             report.write(result, format, what | inputs | options, file, 80 if output else None)
         if result.share < 1:

@@ -108,6 +108,11 @@ def linear_logits(hidden: Any, classifier: Any, bias: Any = None, tile_bytes: in
     return import_module("gpuxent.backends._linear").LinearLogits(hidden, classifier, bias, tile_bytes)
 
 
+def tile_rows(vocab: int, dtype: np.dtype) -> int:
+    """How many rows of such logits in the CPU's memory are multiplied at once."""
+    return import_module("gpuxent.backends._linear").tile_rows(vocab, dtype)
+
+
 def is_linear(array: Any) -> bool:
     """Logits that are products, in memory; see `_linear`."""
     return _of_linear(type(array))  # type: ignore[arg-type]  # types are hashable

@@ -54,8 +54,11 @@ class LinearLogits:
     @property
     def tile_rows(self) -> int:
         default = GPU_TILE_BYTES if is_cupy(self.hidden) else TILE_BYTES
-        row_bytes = self.classifier.shape[0] * computed_dtype(self.dtype).itemsize
-        return max(LEAST_ROWS, (self.tile_bytes or default) // row_bytes)
+        return tile_rows(self.classifier.shape[0], self.dtype, self.tile_bytes or default)
+
+
+def tile_rows(vocab: int, dtype: np.dtype, tile_bytes: int = TILE_BYTES) -> int:
+    return max(LEAST_ROWS, tile_bytes // (vocab * computed_dtype(dtype).itemsize))
 
 
 def computed_dtype(dtype: np.dtype) -> np.dtype:

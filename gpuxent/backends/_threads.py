@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from itertools import pairwise
 from threading import current_thread, main_thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
@@ -39,6 +39,13 @@ def threads(n: int) -> Iterator[None]:
         yield
     finally:
         _limit.reset(token)
+
+
+def one_blas_thread() -> Any:
+    """From now on, or as a context, in the whole process: another number may change the last bits of a product."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, user_api="blas")
 
 
 def thread_count() -> int:

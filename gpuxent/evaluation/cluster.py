@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from threading import Semaphore
 from typing import Any
 
-from gpuxent.backends._threads import available_cores, threads
+from gpuxent.backends._threads import available_cores, one_blas_thread, threads
 from gpuxent.evaluation.driver import BLOCK_BYTES, READERS, TASK_READS, Done, WorkerDied
 from gpuxent.evaluation.fingerprint import computed_by
 from gpuxent.evaluation.job import Job, Labelled, on_cpu
@@ -168,7 +168,7 @@ class ClientWorkers:
 
 def check_reachable(job: Job) -> None:
     """TypeError if workers cannot read the logits."""
-    if isinstance(job.logits, ArraySource):
+    if isinstance(getattr(job.logits, "hidden", job.logits), ArraySource):
         raise TypeError(
             "logits must be a file or an array of Dask for the workers of a cluster, got an array in memory"
         )
@@ -184,6 +184,8 @@ def _address(client: Any) -> str:
 
 def score_block(job: Job, first: int, stop: int, computing: int | None) -> BlockResult:
     """The task of a worker."""
+    if job.has_products:
+        _one_blas_thread()
     with threads(1):
         return job.score(first, stop, nullcontext() if computing is None else _gate(computing))
 
@@ -197,6 +199,12 @@ def score_computed(job: Job, kind: str | None, first: int, labelled: Labelled, l
     with threads(1):
         scores = on_cpu(*vars(job.row_scores(logits, labelled.classes)).values())
         return job.block_result(first, labelled, scores, computed_by(kind))
+
+
+@cache
+def _one_blas_thread() -> None:
+    """For as long as the process lives, as Dask sets it up by default."""
+    one_blas_thread()
 
 
 @cache

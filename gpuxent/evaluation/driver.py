@@ -198,6 +198,9 @@ class CallerWorkers:
 def rows_per_block(job: Job, block_bytes: int) -> int:
     """As many as make about so many bytes of logits, and whole chunks of the storage where those are not much larger:
     blocks of several chunks read none twice."""
+    fixed = getattr(job.logits, "tile_rows", None)
+    if fixed is not None:
+        return fixed
     rows, chunk = max(1, block_bytes // (job.row_bytes + ROW_BYTES)), job.logits.row_chunk
     return max(rows // chunk, 1) * chunk if chunk <= 4 * rows else rows
 
@@ -209,8 +212,10 @@ def sized(job: Job, rows: int, workers: Workers, memory: int | None = None) -> t
     read, chunk = rows_per_block(job, size), job.logits.row_chunk
     if hasattr(job.logits, "row_edges"):  # its chunks come as they are
         return job, read
-    read = levelled(read, rows, workers.computing, 1 if read % chunk else chunk)
-    block = max(read, min(workers.reads * read, rows_per_block(job, MOST_BLOCK_BYTES)) // read * read)
+    if not hasattr(job.logits, "tile_rows"):
+        read = levelled(read, rows, workers.computing, 1 if read % chunk else chunk)
+    most = MOST_BLOCK_BYTES // (job.row_bytes + ROW_BYTES)
+    block = max(read, min(workers.reads * read, most) // read * read)
     return replace(job, rows_at_once=read), levelled(block, rows, workers.computing, read)
 
 

@@ -17,7 +17,7 @@ from gpuxent.evaluation.job import Job, check
 from gpuxent.evaluation.metadata import open_metadata
 from gpuxent.evaluation.result import Evaluation
 from gpuxent.evaluation.score import evaluate_job
-from gpuxent.evaluation.sources import ArraySource, DaskSource, Source, open_source
+from gpuxent.evaluation.sources import ArraySource, DaskSource, LinearSource, Source, open_source
 from gpuxent.losses import cross_entropy
 
 Data = Array | str | Path | Source
@@ -25,8 +25,8 @@ Data = Array | str | Path | Source
 
 @returns_own_kind
 def perplexity(
-    logits: Array,
-    labels: Array,
+    logits: Data,
+    labels: Data,
     *,
     ignore_index: int | None = -100,
     softcap: float | None = None,
@@ -36,22 +36,24 @@ def perplexity(
 ) -> float:
     """exp of the mean cross-entropy of the rows that count, as a float. A Dask array is computed, a GPU waited for.
 
-    Arguments and errors as `cross_entropy`; the mean is the correctly rounded one. inf if the exponential overflows
-    (the cross-entropy itself does not), NaN if no row counts.
+    Logits may also be a path or `linear_logits`, which `evaluate` reads block by block. Arguments and errors as
+    `cross_entropy`; the mean is the correctly rounded one. inf if the exponential overflows (the cross-entropy itself
+    does not), NaN if no row counts.
 
     >>> import numpy as np
     >>> round(perplexity(np.zeros((3, 8)), np.array([1, 5, -100])), 4)
     8.0
     """
-    mean = cross_entropy(
-        logits,
-        labels,
-        ignore_index=ignore_index,
-        softcap=softcap,
-        temperature=temperature,
-        check_labels=check_labels,
-        backend=backend,
-    )
+    options: dict[str, Any] = {
+        "ignore_index": ignore_index,
+        "softcap": softcap,
+        "temperature": temperature,
+        "check_labels": check_labels,
+        "backend": backend,
+    }
+    if _is_source(logits):
+        return evaluate(logits, labels, **options).perplexity
+    mean = cross_entropy(logits, labels, **options)
     with np.errstate(over="ignore"):
         return float(np.exp(float(mean.compute() if is_dask(mean) else mean)))
 
@@ -89,7 +91,8 @@ def evaluate(
     threads, processes or machines of one kind, and after however many interruptions.
 
     Args:
-        logits: (..., vocab): a NumPy, CuPy or Dask array, a tensor on a GPU, or a path that
+        logits: (..., vocab): `linear_logits` of hidden states and a classifier, or a NumPy, CuPy or Dask array, a
+            tensor on a GPU, or a path that
             `gpuxent.evaluation.sources.open_source` knows (`.npy`, Zarr v3, safetensors, HDF5, Parquet, `.kld`, a
             folder or glob of such files; `path::name` inside a file), read block by block. What is measured of each row
             of a CuPy array comes to the CPU, block by block: that waits for the GPU.
@@ -195,11 +198,34 @@ def open_job(
     return job
 
 
+def linear_logits(hidden: Data, classifier: Data, bias: Data | None = None) -> LinearSource:
+    """Logits as hidden @ classifier.T + bias, for `evaluate` and `perplexity`: made a tile of rows at a time.
+
+    Args:
+        hidden: (..., features), of any kind that `evaluate` takes for logits.
+        classifier: (vocab, features), an array or a path, of hidden's dtype; every process loads it once.
+        bias: (vocab,), likewise.
+
+    The numbers are those of stored logits up to the rounding of the products, and the same bit for bit under any number
+    of workers.
+
+    >>> import numpy as np
+    >>> hidden, classifier = np.array([[1.0, 2.0], [0.5, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> round(perplexity(linear_logits(hidden, classifier), np.array([2, 0])), 4)
+    1.9796
+    """
+    sources = (as_source(hidden, "hidden"), as_source(classifier, "classifier"))
+    return LinearSource(*sources, None if bias is None else as_source(bias, "bias"))
+
+
 def as_source(value: Any, name: str, beside: Array | None = None) -> Source:
     """What to read: a source as it is, a path opened, an array checked at the door."""
-    if isinstance(value, (str, Path)):
-        return open_source(value)
-    if hasattr(value, "read") and hasattr(value, "row_chunk"):
-        return value
+    if _is_source(value):
+        return open_source(value) if isinstance(value, (str, Path)) else value
     array = arguments.array(value, name) if beside is None else arguments.beside(value, name, beside)
     return DaskSource(array, name) if is_dask(array) else ArraySource(array, name)
+
+
+def _is_source(value: Any) -> bool:
+    """A path, or what one gives when it is opened."""
+    return isinstance(value, (str, Path)) or (hasattr(value, "read") and hasattr(value, "row_chunk"))

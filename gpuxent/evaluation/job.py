@@ -71,10 +71,23 @@ class Job:
         return {"logits": self.logits, "labels": self.labels, "documents": self.documents, "mask": self.mask}
 
     @property
+    def inputs(self) -> dict[str, Source | None]:
+        """What is read: of logits that are products, the factors."""
+        parts = getattr(self.logits, "parts", {"logits": self.logits})
+        return parts | {name: source for name, source in self.sources.items() if name != "logits"}
+
+    @property
+    def has_products(self) -> bool:
+        """Are the logits made of hidden states, by BLAS?"""
+        return hasattr(self.logits, "parts")
+
+    @property
     def options(self) -> dict[str, Any]:
         """By the names that users know: what a run depends on beside its sources."""
         names = ("shift", "min_context", "limit", "ignore_index", "check_labels", "topk", "bins")
-        return {name: getattr(self, name) for name in names} | self.transform
+        found = {name: getattr(self, name) for name in names} | self.transform
+        fixed = getattr(self.logits, "tile_rows", None)
+        return found if fixed is None else found | {"tile_rows": fixed}
 
     def identity(self) -> Summary:
         return Summary.identity(self.topk, self.bins, documents=self.documents is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from gpuxent import _arguments as arguments
 from gpuxent.backends import is_cupy
+from gpuxent.backends._threads import one_blas_thread
 from gpuxent.evaluation.driver import (
     BLOCK_BYTES,
     CallerWorkers,
@@ -55,14 +56,14 @@ def evaluate_job(
     if run is None and (resume or allow_mixed):
         raise ValueError(f"{'resume' if resume else 'allow_mixed'} is about a run in a folder, but run is not given")
     files: dict[str, Source | None] = {
-        name: source for name, source in job.sources.items() if source is not None and source.files()
+        name: source for name, source in job.inputs.items() if source is not None and source.files()
     }
     before, kinds = fingerprint(files, {}), set[str]()
     with ExitStack() as stack:
         directory = None
         if run is not None:
             job = replace(job, keep_tokens=True)
-            what = fingerprint(job.sources, job.options)
+            what = fingerprint(job.inputs, job.options)
             directory = RunDirectory(run, what, job.rows, resume=resume, allow_mixed=allow_mixed)
             stack.enter_context(directory)
         summary = score(job, directory, memory=memory, workers=workers, stop=stop, watch=watch, kinds=kinds)
@@ -111,7 +112,8 @@ def score(
         workers = CallerWorkers() if in_memory_of_gpu else ThreadWorkers(ceil(left / rows_per_block(job, BLOCK_BYTES)))
     job, rows = sized(job, left, workers, memory)
     blocks = plan(todo, rows, getattr(job.logits, "row_edges", None))
-    with closing(run_blocks(job, blocks, workers, stop)) as results:
+    products = one_blas_thread() if job.has_products else nullcontext()  # blocks run side by side anyway
+    with products, closing(run_blocks(job, blocks, workers, stop)) as results:
         for result in results:
             if run is not None:
                 run.add(result)

@@ -10,13 +10,23 @@ from gpuxent.evaluation.sources._base import FileStamp, SeveralError, Source
 from gpuxent.evaluation.sources.arrays import ArraySource, DaskSource
 from gpuxent.evaluation.sources.hdf5 import open_hdf5
 from gpuxent.evaluation.sources.kld import MAGIC, open_kld
+from gpuxent.evaluation.sources.linear import LinearSource
 from gpuxent.evaluation.sources.npy import open_npy
 from gpuxent.evaluation.sources.parquet import open_parquet
 from gpuxent.evaluation.sources.safetensors import open_safetensors
 from gpuxent.evaluation.sources.shards import ShardedSource, natural
 from gpuxent.evaluation.sources.zarr import ZarrSource
 
-__all__ = ["ArraySource", "DaskSource", "FileStamp", "ShardedSource", "Source", "members", "open_source"]
+__all__ = [
+    "ArraySource",
+    "DaskSource",
+    "FileStamp",
+    "LinearSource",
+    "ShardedSource",
+    "Source",
+    "members",
+    "open_source",
+]
 
 OPENERS: dict[str, Callable[[Path, str | None], Source]] = {
     "Zarr": ZarrSource.open,
