@@ -61,7 +61,7 @@ def _has_dlpack(kind: type) -> bool:
 def _as_cupy(value: Any, name: str) -> Any:
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     if getattr(value, "requires_grad", False):
-        detach = f"pass {name}.detach(); gradients through autograd will come with gpuxent.torch"
+        detach = f"pass {name}.detach(), or use gpuxent.torch, whose losses autograd differentiates"
         raise TypeError(f"{name} is a {kind} that requires gradients, which would be lost: {detach}")
     if name == "out" and kind.startswith("jax"):
         raise TypeError(f"out must be writable, got an immutable {kind}")

@@ -16,6 +16,7 @@ import bench.driver.__main__ as command
 from bench import clock, figures
 from bench.driver import blocks, data, processes, threads
 from bench.figures import Figure, Report, Target
+from bench.machine import ROOT
 from bench.timing import Plan
 from gpuxent.evaluation.cluster import ClientWorkers
 from gpuxent.evaluation.driver import ThreadWorkers
@@ -171,3 +172,10 @@ def test_targets():
     found = json.loads(figures.to_json(report))["figures"]
     assert [(f["value"], f["met"]) for f in found] == [(0.89, False), ("nan", None)]
     assert found[0]["target"] == {"value": 0.9, "at_most": False}
+
+
+def test_committed_results_are_of_all_parts():
+    data = json.loads((ROOT / "bench" / "results" / "driver.json").read_text())
+    assert data["format"] == figures.FORMAT
+    assert len({figure["part"] for figure in data["figures"]}) == len(command.PARTS)
+    assert data["command"] == "python -m bench.driver"

@@ -24,6 +24,7 @@ from gpuxent.evaluation.job import Job
 from gpuxent.evaluation.run import RunDirectory
 from gpuxent.evaluation.score import score
 from gpuxent.evaluation.statistics import Summary
+from gpuxent.evaluation.token_record import PART_TOKENS
 
 ROWS = 64  # of a block: as many as 32 MB of float32 logits have at V = 128k
 STATUS = Path("/proc/self/status")
@@ -85,7 +86,9 @@ def memory(plain: int, with_documents: int, in_directory: int) -> Iterator[Figur
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             seen = pool.submit(watched, blocks, documents, directory).result()
-        (early, _, before), (last, seconds, after) = seen[0], seen[-1]
+        enough = PART_TOKENS / ROWS if directory else 0  # to have written a file of tokens, which takes some room
+        early, _, before = next((at for at in seen[:-1] if at[0] > enough), seen[0])
+        last, seconds, after = seen[-1]
         beside: dict[str, object] = {f"MB at {count:,}": round(size / 1e6, 1) for count, _, size in seen}
         beside["ms/block"] = 1e3 * (seconds - seen[-2][1]) / (last - seen[-2][0])
         growth = (after - before) / 1e6
@@ -103,8 +106,8 @@ def memory(plain: int, with_documents: int, in_directory: int) -> Iterator[Figur
 
 
 def watched(blocks: int, documents: bool, directory: bool) -> list[tuple[int, float, int]]:
-    """(blocks, seconds, bytes of resident memory) at powers of ten, from a thousand on if there are so many."""
-    at = {10**k for k in range(2 if blocks < 10**4 else 3, 9) if 10**k < blocks} | {blocks}
+    """(blocks, seconds, bytes of resident memory) at 1, 3, 10, 30, ... thousand, or hundred if there are few."""
+    at = {n * 10**k for k in range(2 if blocks < 10**4 else 3, 9) for n in (1, 3) if n * 10**k < blocks} | {blocks}
     job, seen, count, started = tiny_job(blocks, ROWS, documents=documents), [], 0, perf_counter()
 
     def watch(rows: int, summary: Summary) -> None:
