@@ -93,7 +93,8 @@ def _in_memory(name: str | None) -> Any:
 
 def limb_sums(values: np.ndarray, groups: np.ndarray, size: int, squared: bool = False) -> Any:
     """Exact sums by group in the CPU's memory, the same from either backend; see `_numpy_sums`."""
-    return _in_memory(None).limb_sums(values, groups, size, squared)
+    owner = _in_memory(None if values.size else "numpy")  # nothing to add up is no reason to load Numba
+    return owner.limb_sums(values, groups, size, squared)
 
 
 def has_numba() -> bool:
