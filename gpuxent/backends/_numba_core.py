@@ -16,14 +16,18 @@ from numba.core.caching import FunctionCache
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, overload
 
+FEATURES = set((get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES).split(","))
+
+# How many partial sums the compiler makes of a loop that adds up float32 numbers: one in each lane of a vector
+# register, and in as many registers as it can spare.
+PARTIAL_SUMS = 4 * 16 if "+avx512f" in FEATURES else 2 * 8 if "+avx2" in FEATURES else 4 * 4
+
 
 def _why_not():
     """What is missing for these loops, or nothing."""
     if config.DISABLE_JIT:
         return "NUMBA_DISABLE_JIT is set, and its loops exist only compiled"
-    given = config.CPU_FEATURES
-    features = (get_host_cpu_features() if given is None else given).split(",")
-    if platform.machine().lower() in ("x86_64", "amd64") and not {"+fma", "+f16c"} <= set(features):
+    if platform.machine().lower() in ("x86_64", "amd64") and not {"+fma", "+f16c"} <= FEATURES:
         return "the CPU that it compiles for has no FMA and F16C"  # LLVM would call functions that are not there
     return None
 

@@ -212,7 +212,7 @@ def linear_logits(hidden: Data, classifier: Data, bias: Data | None = None) -> L
     >>> import numpy as np
     >>> hidden, classifier = np.array([[1.0, 2.0], [0.5, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     >>> round(perplexity(linear_logits(hidden, classifier), np.array([2, 0])), 4)
-    1.9796
+    1.9794
     """
     sources = (as_source(hidden, "hidden"), as_source(classifier, "classifier"))
     return LinearSource(*sources, None if bias is None else as_source(bias, "bias"))
