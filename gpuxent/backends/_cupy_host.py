@@ -14,7 +14,7 @@ import numpy as np
 
 from gpuxent._records import RowStats
 from gpuxent.backends import _cupy, on_host, to_gpu
-from gpuxent.backends._numpy import after, laid_out_as, map_rows, total, unlabelled
+from gpuxent.backends._numpy import after, laid_out_as, limb_sums, map_rows, total, unlabelled
 
 __all__ = [
     "after",
@@ -24,6 +24,7 @@ __all__ = [
     "cross_sums",
     "label_logits",
     "laid_out_as",
+    "limb_sums",
     "log_probs",
     "logit_grad",
     "map_rows",
