@@ -16,7 +16,14 @@ from numba.core.caching import FunctionCache
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, overload
 
-FEATURES = set((get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES).split(","))
+
+def _features():
+    """Of the CPU that Numba compiles for."""
+    given = config.CPU_FEATURES
+    return set((get_host_cpu_features() if given is None else given).split(","))
+
+
+FEATURES = _features()
 
 # How many partial sums the compiler makes of a loop that adds up float32 numbers: one in each lane of a vector
 # register, and in as many registers as it can spare.
