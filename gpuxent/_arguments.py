@@ -81,7 +81,7 @@ def parameters(hidden: Any, classifier: Any, bias: Any) -> tuple[Array, Array, A
 
 def names_among(value: Any, name: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
     """Some of the allowed names, each once; a single one may be given as it is."""
-    found = (value,) if isinstance(value, str) else tuple(value)
+    found = tuple(value) if isinstance(value, (tuple, list, set, frozenset)) else (value,)
     if not found or len(set(found)) < len(found) or not set(found) <= set(allowed):
         raise ValueError(f"{name} must be some of {', '.join(map(repr, allowed))}, each once, got {value!r}")
     return found

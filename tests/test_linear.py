@@ -287,6 +287,7 @@ H, W, Y = np.zeros((3, 4), np.float32), np.zeros((5, 4), np.float32), np.zeros(3
         ((H, W, Y[:2]), {}, ValueError, r"labels of dtype int64 must have shape \(3,\) for logits of shape \(3, 5\)"),
         ((H, W, Y), {"memory": 0}, ValueError, "memory must be a positive integer, got 0"),
         ((H, W, Y), {"wrt": "bias"}, ValueError, "wrt must be some of 'hidden', 'classifier', each once, got 'bias'"),
+        ((H, W, Y), {"wrt": 3}, ValueError, "wrt must be some of 'hidden', 'classifier', each once, got 3"),
         ((H, W, Y), {"wrt": ()}, ValueError, "wrt must be some of"),
         ((H, W, Y), {"wrt": ("hidden", "hidden")}, ValueError, "wrt must be some of"),
     ],
