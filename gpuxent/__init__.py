@@ -3,9 +3,11 @@
 Losses from logits: cross_entropy, binary_cross_entropy, their *_and_grad and *_from_probs twins. Normalizers:
 logsumexp, softmax, log_softmax. Information: entropy, kl_divergence, js_divergence, cross_entropy_between, with
 *_from_probs twins. From hidden states and a classifier: linear_cross_entropy, linear_cross_entropy_and_grad. Data
-sets: perplexity, evaluate, linear_logits. CPU threads: threads. Arrays are NumPy's, CuPy's or Dask's, or tensors on a
-GPU; what comes out is of the same kind.
+sets: perplexity, evaluate, linear_logits. Estimator: SoftmaxRegression. CPU threads: threads. Arrays are NumPy's,
+CuPy's or Dask's, or tensors on a GPU; what comes out is of the same kind.
 """
+
+from typing import TYPE_CHECKING
 
 from gpuxent._records import LinearGrad
 from gpuxent._row_loss import RowSummary
@@ -32,6 +34,9 @@ from gpuxent.losses import (
     cross_entropy_from_probs,
 )
 from gpuxent.normalizers import log_softmax, logsumexp, softmax
+
+if TYPE_CHECKING:
+    from gpuxent.regression import SoftmaxRegression as SoftmaxRegression
 
 __all__ = [
     "CalibrationBin",
@@ -62,5 +67,21 @@ __all__ = [
     "softmax",
     "threads",
 ]
+
+
+def __getattr__(name: str) -> type:
+    """SoftmaxRegression needs scikit-learn, which only those who ask for it load. `import *` is not among them."""
+    if name != "SoftmaxRegression":
+        raise AttributeError(f"module 'gpuxent' has no attribute {name!r}")
+    try:
+        from gpuxent.regression import SoftmaxRegression
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("sklearn", "scipy"):
+            raise
+        raise ModuleNotFoundError(
+            "SoftmaxRegression needs scikit-learn, which is not installed: pip install 'gpuxent[sklearn]'"
+        ) from error
+    return SoftmaxRegression
+
 
 __version__ = "0.1.0"

@@ -12,7 +12,20 @@ import pytest
 
 import gpuxent as gx
 
-HEAVY = ("cupy", "dask", "distributed", "jax", "matplotlib", "numba", "torch", "zarr", "typer", "rich")
+HEAVY = (
+    "cupy",
+    "dask",
+    "distributed",
+    "jax",
+    "matplotlib",
+    "numba",
+    "scipy",
+    "sklearn",
+    "torch",
+    "zarr",
+    "typer",
+    "rich",
+)
 
 
 def run(code):

@@ -160,14 +160,21 @@ def to_gpu(array: np.ndarray, beside: Any = None) -> Any:
         return _cupy_found.cupy().asarray(native)
 
 
+def beside_rows(rows: Any, values: Any) -> Any:
+    """NumPy, CuPy or Dask values (n, ...) in the memory of `rows` (n, ...), or chunked along n as these are."""
+    if is_dask(rows):
+        return import_module("gpuxent.backends._dask").chunked_as_rows(rows, values)
+    return to_gpu(values, rows) if is_cupy(rows) and not is_cupy(values) else values
+
+
 def unread(like: Any, shape: tuple[int, ...]) -> Any:
     """An array of the dtype and kind of another one, and next to no memory, for checks that read no entries."""
     library: Any = _cupy_found.cupy() if on_gpu(like) else np
     return library.broadcast_to(library.zeros((), like.dtype), shape)
 
 
-def computed(*arrays: Any) -> tuple[Any, ...]:
-    """Arrays of Dask computed together by the calling thread; others as they are."""
+def computed(*arrays: Any, scheduler: str | None = "synchronous") -> tuple[Any, ...]:
+    """Arrays of Dask computed together, by the calling thread or (None) by whom Dask is set to; others as they are."""
     if any(map(is_dask, arrays)):
-        return import_module("gpuxent.backends._dask").computed(*arrays)
+        return import_module("gpuxent.backends._dask").computed(*arrays, scheduler=scheduler)
     return arrays

@@ -393,6 +393,11 @@ def _chunked(values: Any, chunks: tuple[tuple[int, ...], ...]) -> da.Array:
     return da.from_array(values if is_cupy(values) else np.asarray(values), chunks=chunks)
 
 
+def chunked_as_rows(rows: da.Array, values: Any) -> da.Array:
+    """Values (n, ...) with the chunks that `rows` has along n, and one along each other axis."""
+    return _chunked(values, (rows.chunks[0], *((size,) for size in values.shape[1:])))
+
+
 def _starts(sizes: tuple[int, ...]) -> da.Array:
     """Where each chunk of an axis begins: one chunk of one entry for each of its chunks."""
     return da.from_array(np.cumsum((0, *sizes[:-1])), chunks=1)
@@ -448,6 +453,6 @@ def _merged(sums: np.ndarray, denominator: Any) -> np.ndarray:
     return np.array(reduce(ExactSum.merge, sums.ravel(), ExactSum()).divided_by(float(denominator)))
 
 
-def computed(*arrays: Any) -> tuple[Any, ...]:
-    """In one pass over what they share, by the calling thread."""
-    return dask.compute(*arrays, scheduler="synchronous")
+def computed(*arrays: Any, scheduler: str | None) -> tuple[Any, ...]:
+    """In one pass over what they share."""
+    return dask.compute(*arrays, scheduler=scheduler)

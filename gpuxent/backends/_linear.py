@@ -23,7 +23,7 @@ LEAST_ROWS = 128  # of a tile, so that its products run at the speed of the mach
 @dataclass(frozen=True)
 class LinearLogits:
     """Rows (..., vocab) of hidden (..., features) @ classifier (vocab, features).T + bias (vocab,), all of one dtype
-    and in one memory."""
+    and in one memory. `hidden` may be a sparse matrix of SciPy's, compressed by rows; it has no gradient then."""
 
     hidden: Array
     classifier: Array
@@ -166,16 +166,18 @@ class LinearBackend:
     def _tiles(self, logits: LinearLogits, labels: Array | None, spread: Spread | None) -> Iterator[Tile]:
         """Rows that count; every tile is made where the last one was."""
         dtype, step = computed_dtype(logits.dtype), logits.tile_rows
-        hidden = logits.hidden.reshape(-1, logits.hidden.shape[-1])
+        hidden = logits.hidden if logits.ndim == 2 else logits.hidden.reshape(-1, logits.hidden.shape[-1])
         labels = None if labels is None else labels.reshape(-1)
         counted = None if labels is None else self._numpy.flatnonzero(labels != IGNORED)
-        count = len(hidden) if counted is None else len(counted)
+        total = hidden.shape[0]
+        count = total if counted is None else len(counted)
         buffer = self._numpy.empty((min(step, count), logits.classifier.shape[0]), dtype)
         soft = None if spread is None or spread.soft is None else spread.soft.reshape(-1, spread.soft.shape[-1])
         for start in range(0, count, step):
             stop = min(start + step, count)
-            rows = slice(start, stop) if counted is None or count == len(hidden) else counted[start:stop]
-            own, tile = hidden[rows].astype(dtype, copy=False), buffer[: stop - start]
+            rows = slice(start, stop) if counted is None or count == total else counted[start:stop]
+            own = hidden if stop - start == total else hidden[rows]  # a slice of a sparse matrix is a copy
+            own, tile = own.astype(dtype, copy=False), buffer[: stop - start]
             with np.errstate(all="ignore"):
                 _products.logits_of(own, logits.classifier, logits.bias, tile)
             yield Tile(

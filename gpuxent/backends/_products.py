@@ -1,4 +1,4 @@
-"""The matrix products of linear cross-entropy, through BLAS (cuBLAS for CuPy arrays).
+"""The matrix products of linear cross-entropy, through BLAS (cuBLAS for CuPy arrays, SciPy where hidden is sparse).
 
 16-bit parameters are widened to float32 piece by piece: BLAS has no 16-bit products, and NumPy's own take hundreds of
 times as long.
@@ -27,7 +27,11 @@ def logits_of(hidden: Array, classifier: Array, bias: Array | None, out: Array) 
     """out = hidden @ classifier.T + bias; hidden (rows, features) in out's dtype."""
     matmul = library(out).matmul
     for classes in _pieces(classifier, out.dtype):
-        matmul(hidden, classifier[classes].astype(out.dtype, copy=False).T, out=out[:, classes])
+        columns = classifier[classes].astype(out.dtype, copy=False).T
+        if _is_sparse(hidden):
+            out[:, classes] = hidden @ columns
+        else:
+            matmul(hidden, columns, out=out[:, classes])
     if bias is not None:
         out += bias.astype(out.dtype, copy=False)
 
@@ -46,6 +50,9 @@ def hidden_grad(dlogits: Array, classifier: Array) -> Array:
 
 def add_classifier_grad(dlogits: Array, hidden: Array, total: Array, first: bool) -> None:
     """total += dlogits.T @ hidden; the `first` one overwrites what is there."""
+    if _is_sparse(hidden):
+        total += (hidden.T @ dlogits).T
+        return
     if first:
         library(total).matmul(dlogits.T, hidden, out=total)
         return
@@ -67,3 +74,7 @@ def _in_pieces(classifier: Array) -> Iterator[slice]:
     classes, features = classifier.shape
     step = max(LEAST_CLASSES, PIECE_BYTES // (4 * features))
     return (slice(start, min(start + step, classes)) for start in range(0, classes, step))
+
+
+def _is_sparse(hidden: Any) -> bool:
+    return type(hidden).__module__.startswith("scipy.sparse")
