@@ -1,4 +1,5 @@
-"""Linear cross-entropy beside its matrix products alone and torch with logits: `python -m bench.linear --help`."""
+"""Linear cross-entropy beside its matrix products alone and torch with logits, and softmax regression beside
+scikit-learn's: `python -m bench.linear --help`."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console
 
 import gpuxent as gx
-from bench import figures, machine
+from bench import figures, machine, regression
 from bench.clock import rounds
 from bench.cpu.machine import describe
 from bench.figures import Figure, Report, Target
@@ -152,15 +153,18 @@ def bench(
         Path | None, typer.Option(metavar="FOLDER", help="Write linear.json there.", file_okay=False)
     ] = None,
 ) -> None:
-    """Loss and gradients from hidden states and a classifier: time and memory, on this machine's cores.
+    """Loss and gradients from hidden states and a classifier: time and memory, on this machine's cores; and the
+    estimator that is trained with them.
 
     What is timed is first compared with float64 and torch; the exit status is 1 if it differs. A full run writes its
     results to bench/results; a quick one only where --output says.
     """
-    problem = Problem(SMALL if quick else FULL)
+    problem, timing = Problem(SMALL if quick else FULL), ONCE if quick else TIMING
     try:
         problem.check()
-    except WrongResult as error:
+        found = (*times(problem, timing), memory(problem))
+        found += tuple(regression.times(regression.SMALL if quick else regression.FULL, timing))
+    except (WrongResult, regression.DifferentModel) as error:
         errors.print(f"bench: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
     report = Report(
@@ -169,7 +173,7 @@ def bench(
         commit=machine.commit(),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
         command=shlex.join(["python", "-m", "bench.linear", *sys.argv[1:]]),
-        figures=(*times(problem, ONCE if quick else TIMING), memory(problem)),
+        figures=found,
     )
     figures.show(report, Console(width=None if sys.stdout.isatty() else 160))
     if output is None and not quick:

@@ -31,10 +31,8 @@ class Momentum:
     def step(self, parameters: Arrays, gradients: Arrays, rate: float) -> None:
         for name, gradient in gradients.items():
             if self._momentum:
-                velocity = self._velocity.setdefault(name, np.zeros_like(gradient))
-                velocity *= self._momentum
-                velocity += gradient
-                gradient = velocity
+                gradient = gradient + self._momentum * self._velocity.get(name, 0.0)
+                self._velocity[name] = gradient
             parameters[name] -= rate * gradient
 
 
@@ -52,8 +50,9 @@ class Adam:
         self._steps += 1
         mean_scale, square_scale = 1 - 0.9**self._steps, 1 - 0.999**self._steps
         for name, gradient in gradients.items():
-            mean = self._mean.setdefault(name, np.zeros_like(gradient))
-            square = self._square.setdefault(name, np.zeros_like(gradient))
+            if name not in self._mean:
+                self._mean[name], self._square[name] = np.zeros_like(gradient), np.zeros_like(gradient)
+            mean, square = self._mean[name], self._square[name]
             mean += 0.1 * (gradient - mean)
             square += 0.001 * (gradient * gradient - square)
             change: Any = square / square_scale

@@ -174,6 +174,7 @@ class MiniBatches:
                 batch = chunk.take(rows[first : first + self.batch_size])
                 value, grad = objective.loss_and_grad(batch, parameters)
                 share = SCHEDULES[self.schedule](number + seen / examples.count, self.epochs)
-                self.optimizer.step(parameters.named(), grad.named(), self.learning_rate * share)
+                with np.errstate(all="ignore"):  # what leads to infinity is found at the end of the epoch
+                    self.optimizer.step(parameters.named(), grad.named(), self.learning_rate * share)
                 total, seen = total + value * batch.count, seen + batch.count
         return total / seen

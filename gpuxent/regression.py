@@ -212,8 +212,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
 
     def _report(self, loss: float, held_out: float | None = None) -> None:
         """Of one more iteration or epoch."""
-        if not np.isfinite(loss):
-            raise ValueError(f"the objective is {loss}: X holds NaN or infinity, or learning_rate is too high")
+        _check_finite("objective", loss)
         self.loss_curve_.append(loss)
         if self.verbose:
             unit = "iteration" if self.solver == "lbfgs" else "epoch"
@@ -263,6 +262,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         return Parameters(self.coef_, self.intercept_ if self.fit_intercept else None)
 
     def _keep(self, parameters: Parameters) -> None:
+        _check_finite("sum of coef_", float(parameters.coef.sum()))
         self.coef_ = parameters.coef
         zeros = np.zeros_like(parameters.coef[:, 0])
         self.intercept_ = zeros if parameters.intercept is None else parameters.intercept
@@ -335,6 +335,11 @@ class _Stream:
     batches: MiniBatches
     rng: np.random.RandomState
     seen_weight: float = 0.0
+
+
+def _check_finite(name: str, value: float) -> None:
+    if not np.isfinite(value):
+        raise ValueError(f"the {name} is {value}: X holds NaN or infinity, or learning_rate is too high")
 
 
 def _taken(classes: np.ndarray, places: Array) -> Array:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bench import linear
+import gpuxent as gx
+from bench import linear, regression
 from bench.machine import ROOT
 
 
@@ -14,7 +15,8 @@ def test_a_quick_run(tmp_path):
     result = CliRunner().invoke(linear.app, ["--quick", "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output
     data = json.loads((tmp_path / "linear.json").read_text())
-    assert [figure["part"] for figure in data["figures"]] == ["loss and gradients"] * 2 + ["loss", "memory"]
+    parts = ["loss and gradients"] * 2 + ["loss", "memory"] + ["softmax regression"] * 2
+    assert [figure["part"] for figure in data["figures"]] == parts
     assert all(np.isfinite(figure["value"]) and figure["value"] > 0 for figure in data["figures"])
 
 
@@ -36,7 +38,24 @@ def test_a_wrong_result_is_not_timed(wrong, monkeypatch):
     assert "off by" in result.output or "the loss is" in result.output
 
 
+def test_a_model_that_has_not_come_as_far_is_not_timed(monkeypatch):
+    fit = regression.Problem.fit
+
+    def stopped_early(problem, kind):
+        model = fit(problem, kind)
+        if kind is gx.SoftmaxRegression:
+            model.coef_ *= 0.0
+        return model
+
+    monkeypatch.setattr(regression.Problem, "fit", stopped_early)
+    monkeypatch.setattr(regression, "rounds", lambda *arguments: pytest.fail("it was timed"))
+    result = CliRunner().invoke(linear.app, ["--quick"])
+    assert result.exit_code == 1
+    assert "the objective of float32 is" in result.output
+
+
 def test_committed_results_are_of_a_full_run():
     data = json.loads((ROOT / "bench" / "results" / "linear.json").read_text())
     assert "--quick" not in data["command"]
     assert str(linear.FULL) in data["figures"][0]["what"]
+    assert str(regression.FULL) in data["figures"][-1]["what"]

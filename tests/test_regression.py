@@ -195,6 +195,26 @@ def test_a_call_of_partial_fit_is_an_epoch(solver):
     np.testing.assert_array_equal(again.coef_, parts.partial_fit(X, y).coef_)
 
 
+def gradient(X, y, coef, intercept):
+    """Of the mean loss over the rows, written out."""
+    push = np.exp(X @ coef.T + intercept)
+    push = push / push.sum(axis=1, keepdims=True) - np.eye(len(coef))[y]
+    return push.T @ X / len(X), push.mean(axis=0)
+
+
+def test_the_rate_falls_with_every_batch():
+    X, y = small()
+    how = {"momentum": 0.0, "init_scale": 0.0, "C": np.inf, "shuffle": False, "tol": None}
+    model = SoftmaxRegression(solver="sgd", schedule="linear", learning_rate=0.5, batch_size=30, max_iter=2, **how)
+    model.fit(X, y)
+    coef, intercept = np.zeros((3, 4)), np.zeros(3)
+    for share, rows in zip((1, 0.75, 0.5, 0.25), (slice(0, 30), slice(30, 60)) * 2, strict=True):
+        pushes = gradient(X[rows], y[rows], coef, intercept)
+        coef, intercept = coef - 0.5 * share * pushes[0], intercept - 0.5 * share * pushes[1]
+    np.testing.assert_allclose(model.coef_, coef, rtol=1e-9)
+    np.testing.assert_allclose(model.intercept_, intercept, rtol=1e-9)
+
+
 def test_partial_fit_weighs_the_penalty_against_all_examples_so_far():
     X, y = small()
     n = len(y)
@@ -202,12 +222,10 @@ def test_partial_fit_weighs_the_penalty_against_all_examples_so_far():
     model = SoftmaxRegression(solver="sgd", C=0.1, **how).partial_fit(X, y, classes=[0, 1, 2])
     for call in (2, 3):
         coef, intercept = model.coef_, model.intercept_
-        push = np.exp(X @ coef.T + intercept)
-        push = push / push.sum(axis=1, keepdims=True) - np.eye(3)[y]
+        pushes = gradient(X, y, coef, intercept)
         model.partial_fit(X, y)
-        expected = coef - push.T @ X / n - coef / (0.1 * call * n)
-        np.testing.assert_allclose(model.coef_, expected, rtol=1e-9)
-        np.testing.assert_allclose(model.intercept_, intercept - push.mean(axis=0), rtol=1e-9)
+        np.testing.assert_allclose(model.coef_, coef - pushes[0] - coef / (0.1 * call * n), rtol=1e-9)
+        np.testing.assert_allclose(model.intercept_, intercept - pushes[1], rtol=1e-9)
 
 
 def test_early_stopping_keeps_the_best_held_out_parameters(capsys):

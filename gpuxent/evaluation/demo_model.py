@@ -1,4 +1,4 @@
-"""A log-bilinear language model in NumPy, trained through `gpuxent.cross_entropy_and_grad`.
+"""A log-bilinear language model in NumPy, trained through `gpuxent.linear_cross_entropy_and_grad`.
 
 Mnih & Hinton, "Three new graphical models for statistical language modelling", ICML 2007.
 """
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpuxent.losses import cross_entropy_and_grad
+from gpuxent._optimizers import Adam
+from gpuxent.linear import linear_cross_entropy_and_grad
 
 Gradients = dict[str, np.ndarray]
 
@@ -79,17 +80,14 @@ class LogBilinear:
         """Mean cross-entropy in nats and its gradient by each parameter; `mask` multiplies the features (dropout)."""
         features = self.features(contexts) * mask
         hidden = features @ self.position_weight
-        logits = hidden @ self.classifier.T
-        logits += self.bias
-        loss, dlogits = cross_entropy_and_grad(logits, labels, out=logits)  # in place: the logits are not needed again
-        dhidden = dlogits @ self.classifier
-        dfeatures = (dhidden @ self.position_weight.T) * mask
+        loss, grad = linear_cross_entropy_and_grad(hidden, self.classifier, labels, bias=self.bias)
+        dfeatures = (grad.hidden @ self.position_weight.T) * mask
         dembedding = sum_by_row(dfeatures.reshape(contexts.size, -1), contexts.ravel(), len(self.embedding))
-        dembedding[:-1] += dlogits.T @ hidden  # as the classifier
+        dembedding[:-1] += grad.classifier
         return float(loss), {
             "embedding": dembedding,
-            "position_weight": features.T @ dhidden,
-            "bias": dlogits.sum(axis=0),
+            "position_weight": features.T @ grad.hidden,
+            "bias": grad.bias,
         }
 
 
@@ -100,31 +98,6 @@ def sum_by_row(values: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
     sums = np.zeros((count, values.shape[1]), values.dtype)
     sums[present] = np.add.reduceat(values[order], starts)
     return sums
-
-
-class Adam:
-    """Adam with decoupled weight decay (Loshchilov & Hutter, arXiv 1711.05101); updates a model in place."""
-
-    def __init__(self, model: LogBilinear, decay: float) -> None:
-        self.parameters, self.decay = vars(model), decay
-        self.mean = {name: np.zeros_like(value) for name, value in self.parameters.items()}
-        self.square = {name: np.zeros_like(value) for name, value in self.parameters.items()}
-        self.step = 0
-
-    def update(self, gradients: Gradients, rate: float) -> None:
-        self.step += 1
-        mean_scale, square_scale = 1 - 0.9**self.step, 1 - 0.999**self.step
-        for name, gradient in gradients.items():
-            mean, square = self.mean[name], self.square[name]
-            mean += 0.1 * (gradient - mean)
-            square += 0.001 * (gradient * gradient - square)
-            step = np.sqrt(square / square_scale)
-            step += 1e-8
-            np.divide(mean, step, out=step)
-            step *= rate / mean_scale
-            self.parameters[name] -= step
-            if name != "bias":  # it decays to the uniform, not to the unigram it starts from
-                self.parameters[name] *= 1 - rate * self.decay
 
 
 @dataclass(frozen=True)
@@ -148,7 +121,7 @@ def train(
     started = time.monotonic()
     rng = np.random.default_rng(settings.seed)
     model = LogBilinear.create(log_unigram(labels, vocab).astype(np.float32), settings, rng)
-    adam = Adam(model, settings.decay)
+    adam = Adam(settings.decay, undecayed=("bias",))  # it decays to the uniform, not to the unigram it starts from
     batch = min(settings.batch, len(labels))
     per_epoch = len(labels) // batch
     steps = settings.steps(len(labels), vocab)
@@ -160,7 +133,7 @@ def train(
         kept = rng.random((batch, settings.context * settings.dimension), dtype=np.float32) >= settings.dropout
         mask = kept * np.float32(1 / (1 - settings.dropout))
         loss, gradients = model.loss_and_grad(contexts[rows], labels[rows], mask)
-        adam.update(gradients, settings.rate * min(1, (step + 1) / settings.warmup) * (1 - step / steps))
+        adam.step(vars(model), gradients, settings.rate * min(1, (step + 1) / settings.warmup) * (1 - step / steps))
         on_step(epoch + 1, loss)
         if time.monotonic() - started > settings.max_seconds:
             break
