@@ -162,6 +162,7 @@ class MiniBatches:
     schedule: str
     epochs: int  # that the schedule is made for
 
+    @np.errstate(all="ignore")  # what leads to infinity is found at the end
     def epoch(
         self, objective: Objective, examples: Examples, parameters: Parameters, number: int, rng: np.random.RandomState
     ) -> float:
@@ -174,7 +175,6 @@ class MiniBatches:
                 batch = chunk.take(rows[first : first + self.batch_size])
                 value, grad = objective.loss_and_grad(batch, parameters)
                 share = SCHEDULES[self.schedule](number + seen / examples.count, self.epochs)
-                with np.errstate(all="ignore"):  # what leads to infinity is found at the end of the epoch
-                    self.optimizer.step(parameters.named(), grad.named(), self.learning_rate * share)
+                self.optimizer.step(parameters.named(), grad.named(), self.learning_rate * share)
                 total, seen = total + value * batch.count, seen + batch.count
         return total / seen

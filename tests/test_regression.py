@@ -18,6 +18,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import gpuxent as gx
+from gpuxent import _training
 from gpuxent._optimizers import SCHEDULES, Adam, Momentum
 from gpuxent.regression import SoftmaxRegression
 
@@ -269,8 +270,9 @@ def test_seeds_and_warm_starts():
 
 @pytest.mark.parametrize("solver", ["lbfgs", "sgd"])
 @pytest.mark.parametrize("soft", [False, True], ids=["classes", "soft"])
-def test_sparse_features(solver, soft):
-    X, y = small()
+def test_sparse_features(solver, soft, monkeypatch):
+    monkeypatch.setattr(_training, "FEATURE_BYTES", 1)  # several tiles
+    X, y = small(n=300)
     X[np.random.default_rng(0).random(X.shape) < 0.6] = 0
     y = np.eye(3)[y] * 0.7 + 0.1 if soft else y
     how = {"solver": solver, "random_state": 0, "max_iter": 30}
