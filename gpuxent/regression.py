@@ -77,7 +77,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     >>> X, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array(["no", "no", "yes", "yes"])
     >>> model = SoftmaxRegression().fit(X, y)
     >>> model.predict(X), model.predict_proba(X[:1]).round(2)
-    (array(['no', 'no', 'yes', 'yes'], dtype='<U3'), array([[0.85, 0.15]]))
+    (array(['no', 'no', 'yes', 'yes'], dtype='<U3'), array([[0.81, 0.19]]))
     """
 
     _stream: _Stream | None = None

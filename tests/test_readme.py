@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import numpy as np
+
 import gpuxent as gx
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -13,20 +15,24 @@ def test_examples_run():
     names: dict = {}
     for block in blocks:
         exec(block, names)
-        if "lazy" in block:
+        if "lazy.compute()" in block:
             assert abs(names["lazy"].compute() - names["loss"]) < 1e-6
             assert names["result"].scored == 460
             assert (names["kl"] > 0).all()
+        if "SoftmaxRegression" in block:
+            assert names["model"].score(names["features"], names["classes"]) > 0.5
+            assert abs(names["model"].loss_curve_[-1] - names["online"].loss_curve_[-1]) < 0.05
+            assert np.allclose(names["lazy"].compute(), names["model"].predict_proba(names["features"]))
         if "gx.linear_cross_entropy" in block:
             assert (
                 abs(names["loss"] - gx.cross_entropy(names["hidden"] @ names["classifier"].T, names["labels"])) < 1e-4
             )
             assert names["grad"].classifier.shape == (32000, 64)
     assert (names["head"].weight.grad != 0).any()
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     assert names["logits"].shape == (2, 8, 50)
 
 
 def test_what_the_readme_names_exists():
-    for name in set(re.findall(r"gx\.([a-z_]+)", README)) | set(re.findall(r"gpuxent\.([a-z_]+)\(", README)):
+    for name in set(re.findall(r"gx\.([A-Za-z_]+)", README)) | set(re.findall(r"gpuxent\.([a-z_]+)\(", README)):
         assert hasattr(gx, name), name
