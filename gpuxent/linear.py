@@ -34,7 +34,7 @@ def linear_cross_entropy(
     """Cross-entropy of logits = hidden @ classifier.T + bias with their labels, in nats, without an array of logits.
 
     A tile of rows at a time is multiplied (by BLAS), read and forgotten. Rows whose label is ignore_index are left out
-    before that and cost nothing. Products of 16-bit parameters are taken, and kept, in float32. The loss, the other
+    before that and cost nothing. Products of 16-bit parameters are exact and summed and kept in float32. The loss, the other
     arguments and the errors are those of `cross_entropy`. The last bits depend on how BLAS adds up a product, which
     may depend on the number of rows in a tile, and so on `memory`.
 
@@ -95,7 +95,8 @@ def linear_cross_entropy_and_grad(
 
     With dlogits as `cross_entropy_and_grad` gives it: hidden's is dlogits @ classifier, the classifier's dlogits.T @
     hidden, the bias' the sum of dlogits over the rows. A tile of logits is overwritten by its gradient, and the sums
-    over tiles are float32 for 16-bit parameters (float64 for the bias), rounded once. The other arguments and the
+    over tiles are float32 for 16-bit parameters (float64 for the bias), rounded once. (On a GPU's tensor cores, dlogits
+    is first rounded to bfloat16 where the parameters are of it.) The other arguments and the
     errors are those of `linear_cross_entropy` and of `cross_entropy_and_grad`.
 
     Args:

@@ -71,7 +71,7 @@ class Tile:
     """Some rows, for which the logits are there."""
 
     rows: Any  # a slice or indices of the flattened rows
-    hidden: Array  # (rows, features), widened
+    hidden: Array  # (rows, features), as it is multiplied
     logits: Array  # (rows, vocab); may be overwritten
     labels: Array | None
     spread: Spread | None
@@ -177,7 +177,7 @@ class LinearBackend:
             stop = min(start + step, count)
             rows = slice(start, stop) if counted is None or count == total else counted[start:stop]
             own = hidden if stop - start == total else hidden[rows]  # a slice of a sparse matrix is a copy
-            own, tile = own.astype(dtype, copy=False), buffer[: stop - start]
+            own, tile = _products.factor(own, dtype), buffer[: stop - start]
             with np.errstate(all="ignore"):
                 _products.logits_of(own, logits.classifier, logits.bias, tile)
             yield Tile(
@@ -211,10 +211,11 @@ class _GradSums:
 
     def add(self, tile: Tile, dlogits: Array) -> None:
         with np.errstate(all="ignore"):
+            factor = _products.gradient_factor(dlogits, self._logits.classifier)
             if self._hidden is not None:
-                self._hidden[tile.rows] = _products.hidden_grad(dlogits, self._logits.classifier)
+                self._hidden[tile.rows] = _products.hidden_grad(factor, self._logits.classifier)
             if self._classifier is not None:
-                _products.add_classifier_grad(dlogits, tile.hidden, self._classifier, first=self._tiles == 0)
+                _products.add_classifier_grad(factor, tile.hidden, self._classifier, first=self._tiles == 0)
             if self._bias is not None:
                 _products.add_bias_grad(dlogits, self._bias)
         self._tiles += 1

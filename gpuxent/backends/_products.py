@@ -1,7 +1,8 @@
 """The matrix products of linear cross-entropy, through BLAS (cuBLAS for CuPy arrays, SciPy where hidden is sparse).
 
 16-bit parameters are widened to float32 piece by piece: BLAS has no 16-bit products, and NumPy's own take hundreds of
-times as long.
+times as long. A GPU with tensor cores multiplies them as they are and adds up in float32. For that the gradient of the
+logits is rounded to bfloat16, but not to float16, in which that of a mean over many rows would be 0.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from gpuxent._records import Array
-from gpuxent.backends import _cupy_found, is_cupy
+from gpuxent.backends import _cublas, _cupy_found, is_cupy
 
 PIECE_BYTES = 16 * 2**20  # of a classifier that is widened, or of its gradient before it is added
 LEAST_CLASSES = 256  # in a piece
@@ -23,21 +25,39 @@ def library(array: Array) -> Any:
     return _cupy_found.cupy() if is_cupy(array) else np
 
 
+def factor(matrix: Array, dtype: np.dtype) -> Array:
+    """Hidden states as they are multiplied: in `dtype`, or as they are on tensor cores."""
+    return matrix if _on_tensor_cores(matrix) else matrix.astype(dtype, copy=False)
+
+
+def gradient_factor(dlogits: Array, classifier: Array) -> Array:
+    """The gradient of the logits as it is multiplied."""
+    narrow = _on_tensor_cores(classifier) and classifier.dtype == ml_dtypes.bfloat16
+    return dlogits.astype(classifier.dtype) if narrow else dlogits
+
+
 def logits_of(hidden: Array, classifier: Array, bias: Array | None, out: Array) -> None:
-    """out = hidden @ classifier.T + bias; hidden (rows, features) in out's dtype."""
-    matmul = library(out).matmul
-    for classes in _pieces(classifier, out.dtype):
-        columns = classifier[classes].astype(out.dtype, copy=False).T
-        if _is_sparse(hidden):
-            out[:, classes] = hidden @ columns
-        else:
-            matmul(hidden, columns, out=out[:, classes])
+    """out = hidden @ classifier.T + bias; hidden (rows, features) is a `factor`."""
+    if hidden.dtype == out.dtype:
+        matmul = library(out).matmul
+        for classes in _pieces(classifier, out.dtype):
+            columns = classifier[classes].astype(out.dtype, copy=False).T
+            if _is_sparse(hidden):
+                out[:, classes] = hidden @ columns
+            else:
+                matmul(hidden, columns, out=out[:, classes])
+    else:
+        _cublas.product(hidden, classifier.T, out)
     if bias is not None:
         out += bias.astype(out.dtype, copy=False)
 
 
 def hidden_grad(dlogits: Array, classifier: Array) -> Array:
-    """dlogits @ classifier."""
+    """dlogits @ classifier; dlogits is a `gradient_factor`."""
+    if dlogits.dtype.itemsize == 2:
+        total = library(dlogits).empty((dlogits.shape[0], classifier.shape[1]), np.float32)
+        _cublas.product(dlogits, classifier, total)
+        return total
     parts = (
         dlogits[:, classes] @ classifier[classes].astype(dlogits.dtype, copy=False)
         for classes in _pieces(classifier, dlogits.dtype)
@@ -49,7 +69,11 @@ def hidden_grad(dlogits: Array, classifier: Array) -> Array:
 
 
 def add_classifier_grad(dlogits: Array, hidden: Array, total: Array, first: bool) -> None:
-    """total += dlogits.T @ hidden; the `first` one overwrites what is there."""
+    """total += dlogits.T @ hidden, both factors; the `first` one overwrites what is there."""
+    if dlogits.dtype.itemsize == 2:
+        _cublas.product(dlogits.T, hidden, total, add=not first)
+        return
+    hidden = hidden.astype(dlogits.dtype, copy=False)
     if _is_sparse(hidden):
         total += (hidden.T @ dlogits).T
         return
@@ -74,6 +98,10 @@ def _in_pieces(classifier: Array) -> Iterator[slice]:
     classes, features = classifier.shape
     step = max(LEAST_CLASSES, PIECE_BYTES // (4 * features))
     return (slice(start, min(start + step, classes)) for start in range(0, classes, step))
+
+
+def _on_tensor_cores(matrix: Array) -> bool:
+    return matrix.dtype.itemsize == 2 and is_cupy(matrix) and _cublas.has_tensor_cores(matrix)
 
 
 def _is_sparse(hidden: Any) -> bool:

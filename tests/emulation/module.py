@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import arrays, kernels
+from . import arrays, cublas, kernels
 from .arrays import Counter, function_of, ndarray, synchronise
 from .compiler import CompileError
 
@@ -193,6 +193,8 @@ class CuPy(types.ModuleType):
             runtime=self.runtime,
             compiler=self.compiler,
             nvrtc=_namespace("cupy.cuda.nvrtc", getVersion=lambda: (13, 0)),
+            cublas=_namespace("cupy.cuda.cublas", gemmEx=cublas.gemmEx),
+            device=_namespace("cupy.cuda.device", get_cublas_handle=lambda: cublas.HANDLE),
         )
 
     @property
