@@ -1,8 +1,10 @@
 """XLA calls Python when arrays are there, and has results written into its own buffers.
 
-`jax.experimental.buffer_callback` copies nothing, on a CPU or a GPU. (`jax.pure_callback` copies what goes in and out,
-on a GPU to the CPU and back, and makes arrays of JAX in the middle of its own computation, which may have to wait for
-it.) No function of JAX is called while XLA waits.
+`jax.experimental.buffer_callback` copies nothing, on a CPU or a GPU. `jax.pure_callback` copies what goes in and out,
+on a GPU to the CPU and back; and it makes arrays of JAX in the middle of a computation, for which np.asarray was seen
+to wait for ever on one core (JAX 0.10.2). Here no function of JAX is called while XLA waits.
+
+XLA's threads take numbers below the smallest normal one for 0; those of gpuxent's pool do not.
 """
 
 from __future__ import annotations
