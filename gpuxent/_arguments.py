@@ -36,6 +36,8 @@ def array(value: Any, name: str) -> Array:
         return np.asarray(value)
     found = "None" if value is None else f"{type(value).__module__}.{type(value).__qualname__}"
     hint = "; convert it, as with .detach().cpu().numpy()" if hasattr(value, "__dlpack__") else ""
+    if found.startswith("jax"):
+        hint = f"; use gpuxent.jax, whose losses JAX transforms, or numpy.asarray({name})"
     raise TypeError(f"{name} must be a NumPy, CuPy or Dask array, got {found}{hint}")
 
 

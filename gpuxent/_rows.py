@@ -190,7 +190,9 @@ class BinaryRows:
         ignore_index: Any,
         reduction: Any,
         backend: str | None = None,
+        check: bool = True,
     ) -> BinaryRows:
+        """Check everything; without `check`, all but the values of scores and targets."""
         scores = arguments.float_array(scores, name)
         if scores.ndim != 1:
             scores = arguments.rows(scores, name)
@@ -212,8 +214,9 @@ class BinaryRows:
             outside, _ = owner.row_sums(values, high=1.0, ignore=ignore)
             return owner.after(owner.map_rows(check, outside, dtype=np.int64, at=True), values)
 
-        targets = checked(targets, "targets", settings["ignore_index"])
-        if name == "probs":
+        if check:
+            targets = checked(targets, "targets", settings["ignore_index"])
+        if check and name == "probs":
             scores = checked(scores, name, None)
         return cls(owner, scores, targets, settings, name == "probs", reduction, single)
 

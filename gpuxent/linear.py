@@ -34,7 +34,7 @@ def linear_cross_entropy(
     """Cross-entropy of logits = hidden @ classifier.T + bias with their labels, in nats, without an array of logits.
 
     A tile of rows at a time is multiplied (by BLAS), read and forgotten. Rows whose label is ignore_index are left out
-    before that and cost nothing. Products of 16-bit parameters are exact and summed and kept in float32. The loss, the other
+    before that and cost nothing. Products of 16-bit parameters are added up, and kept, in float32. The loss, the other
     arguments and the errors are those of `cross_entropy`. The last bits depend on how BLAS adds up a product, which
     may depend on the number of rows in a tile, and so on `memory`.
 

@@ -29,7 +29,8 @@ def test_examples_run():
             )
             assert names["grad"].classifier.shape == (32000, 64)
     assert (names["head"].weight.grad != 0).any()
-    assert len(blocks) == 6
+    assert names["kernel"].shape == names["grad"].shape == (64, 1000)
+    assert len(blocks) == 7
     assert names["logits"].shape == (2, 8, 50)
 
 

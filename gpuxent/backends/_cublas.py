@@ -41,7 +41,7 @@ def product(a: Array, b: Array, out: Array, *, add: bool = False) -> None:
 
 
 def _as_stored(matrix: Array) -> tuple[Array, int, int]:
-    """(matrix or a copy, PLAIN if its rows follow one another or TRANSPOSED if its columns do, entries between them)."""
+    """(matrix or a copy, PLAIN if its rows follow one another or TRANSPOSED if its columns do, the step between)."""
     (by_row, by_column), (rows, columns) = (step // matrix.itemsize for step in matrix.strides), matrix.shape
     if (columns == 1 or by_column == 1) and (rows == 1 or by_row >= columns):
         return matrix, PLAIN, max(by_row, columns)
