@@ -76,7 +76,8 @@ def show(report: Report, console: Console) -> None:
         last = figure.part
     console.print(table)
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    console.print(f"{report.device['model']}, {report.device['cores']} cores; {versions}", soft_wrap=True)
+    cores = f", {report.device['cores']} cores" if "cores" in report.device else ""
+    console.print(f"{report.device['model']}{cores}; {versions}", soft_wrap=True)
 
 
 def _right(name: str) -> Any:

@@ -4,11 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from conftest import ON_GPU
 from typer.testing import CliRunner
 
 import gpuxent as gx
-from bench import linear, regression
+from bench import linear, regression, torch_rivals
 from bench.machine import ROOT
+
+
+def on_gpu(test):
+    return pytest.mark.gpu(test) if ON_GPU else test
 
 
 def test_a_quick_run(tmp_path):
@@ -18,6 +23,18 @@ def test_a_quick_run(tmp_path):
     parts = ["loss and gradients"] * 2 + ["loss", "memory"] + ["softmax regression"] * 2
     assert [figure["part"] for figure in data["figures"]] == parts
     assert all(np.isfinite(figure["value"]) and figure["value"] > 0 for figure in data["figures"])
+
+
+@on_gpu
+def test_a_quick_run_on_a_gpu(tmp_path, monkeypatch):
+    if not ON_GPU:  # PyTorch on the CPU stands in for PyTorch on the GPU
+        tensor = torch_rivals.tensor
+        monkeypatch.setattr(torch_rivals, "tensor", lambda array: tensor(array.get()))
+    result = CliRunner().invoke(linear.app, ["--quick", "--device", "gpu", "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    (path,) = tmp_path.glob("linear-gpu-*.json")
+    figures = json.loads(path.read_text())["figures"]
+    assert {figure["part"] for figure in figures} == {"loss and gradients", "loss", "memory"}
 
 
 @pytest.mark.parametrize("wrong", ["hidden", "classifier", "loss"])
@@ -57,5 +74,5 @@ def test_a_model_that_has_not_come_as_far_is_not_timed(monkeypatch):
 def test_committed_results_are_of_a_full_run():
     data = json.loads((ROOT / "bench" / "results" / "linear.json").read_text())
     assert "--quick" not in data["command"]
-    assert str(linear.FULL) in data["figures"][0]["what"]
+    assert str(linear.Problem.full) in data["figures"][0]["what"]
     assert str(regression.FULL) in data["figures"][-1]["what"]

@@ -111,3 +111,23 @@ def test_what_runs_on_tensor_cores(monkeypatch):
         gx.linear_cross_entropy_and_grad(hidden, classifier, cupy.asarray(np.arange(9) % 5))
         assert len(calls) == expected
     assert not _products._on_tensor_cores(eighths((9, 4), np.float16))
+
+
+@pytest.mark.filterwarnings("ignore:.*has not converged")
+@pytest.mark.parametrize("solver", ["lbfgs", "sgd"])
+def test_softmax_regression(solver):
+    pytest.importorskip("sklearn")
+    X = np.random.default_rng(0).normal(size=(60, 4))
+    y = (X[:, :3] + np.random.default_rng(1).gumbel(size=(60, 3))).argmax(axis=1)
+    how = {"solver": solver, "random_state": 0, "early_stopping": solver == "sgd", "max_iter": 8}
+    reference = gx.SoftmaxRegression(**how).fit(X, y)
+    gpu = cupy.asarray(X)
+    for targets, weight in ((y, None), (cupy.asarray(y), cupy.ones(len(y))), (np.array(["a", "b", "c"])[y], None)):
+        model = gx.SoftmaxRegression(**how).fit(gpu, targets, sample_weight=weight)
+        assert isinstance(model.coef_, cupy.ndarray)
+        np.testing.assert_allclose(model.coef_.get(), reference.coef_, rtol=1e-6)
+        assert isinstance(model.predict_proba(gpu), cupy.ndarray)
+        numbers = np.asarray(model.classes_).dtype.kind != "U"
+        assert isinstance(model.predict(gpu), cupy.ndarray if numbers else np.ndarray)
+        assert model.score(gpu, targets) == reference.score(X, y)
+        np.testing.assert_allclose(model.predict_proba(X), reference.predict_proba(X), rtol=1e-6)

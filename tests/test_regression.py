@@ -367,24 +367,6 @@ def test_predict_makes_no_array_of_logits():
     np.testing.assert_array_equal(found[:500], model.decision_function(X[:500]).argmax(axis=1))
 
 
-@pytest.mark.parametrize("solver", ["lbfgs", "sgd"])
-def test_features_on_a_gpu(solver):
-    cupy = pytest.importorskip("cupy")
-    X, y = small()
-    how = {"solver": solver, "random_state": 0, "early_stopping": solver == "sgd", "max_iter": 8}
-    reference = SoftmaxRegression(**how).fit(X, y)
-    gpu = cupy.asarray(X)
-    for targets, weight in ((y, None), (cupy.asarray(y), cupy.ones(len(y))), (np.array(["a", "b", "c"])[y], None)):
-        model = SoftmaxRegression(**how).fit(gpu, targets, sample_weight=weight)
-        assert isinstance(model.coef_, cupy.ndarray)
-        np.testing.assert_allclose(model.coef_.get(), reference.coef_, rtol=1e-6)
-        assert isinstance(model.predict_proba(gpu), cupy.ndarray)
-        numbers = np.asarray(model.classes_).dtype.kind != "U"
-        assert isinstance(model.predict(gpu), cupy.ndarray if numbers else np.ndarray)
-        assert model.score(gpu, targets) == reference.score(X, y)
-        np.testing.assert_allclose(model.predict_proba(X), reference.predict_proba(X), rtol=1e-6)
-
-
 def test_float32_stays_float32():
     X, y = small()
     model = SoftmaxRegression(solver="sgd", max_iter=5).fit(X.astype(np.float32), y)
