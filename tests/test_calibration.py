@@ -1,6 +1,8 @@
-"""Temperatures against grids, roots in 50 digits and loops; invariances; what is refused and why."""
+"""Temperatures against grids, roots in 50 digits and loops; bins and scores against fractions and scikit-learn;
+invariances; what is refused and why."""
 
 import math
+from fractions import Fraction
 
 import dask.array as da
 import ml_dtypes
@@ -11,8 +13,10 @@ import pytest
 from makers import logits as peaked
 
 import gpuxent as gx
-from gpuxent.calibration import fit_temperature
+from gpuxent.calibration import fit_temperature, reliability, reliability_of_run
 from gpuxent.evaluation import driver
+from gpuxent.evaluation.forecasts import Forecasts
+from gpuxent.evaluation.reliability import Resampling, measure, statistics
 from gpuxent.evaluation.temperature import MOST_PASSES
 
 
@@ -232,3 +236,260 @@ def test_bad_rows():
         fit_temperature(x, np.full(50, 9))
     with pytest.raises(TypeError, match="logits"):
         fit_temperature(x.astype(int), y)
+
+
+# ---- reliability ----
+
+
+def softmax_loops(x, temperature=1.0):
+    """Probabilities of rows, in long double."""
+    return np.asarray(oracle.softmax_rows(np.asarray(x, np.float64) / temperature), np.float64)
+
+
+def scores_by_fractions(p, event, edges):
+    """Every statistic of forecasts, one at a time and exactly; the bins are (edge, edge]."""
+    bins = [[] for _ in range(len(edges) + 1)]
+    for forecast, came in zip(p.tolist(), event.tolist(), strict=True):
+        bins[sum(edge < forecast for edge in edges)].append((Fraction(forecast), int(came)))
+    n, rate = len(p), Fraction(int(event.sum()), len(p))
+    found = dict.fromkeys(("ece", "reliability", "resolution", "within_bin_variance", "within_bin_covariance"), 0)
+    gaps, table = [], []
+    for group in bins:
+        if not group:
+            table.append((0, math.nan, math.nan))
+            continue
+        size = len(group)
+        mean, share = sum(f for f, _ in group) / size, Fraction(sum(o for _, o in group), size)
+        gaps.append(abs(mean - share))
+        table.append((size, float(mean), float(share)))
+        found["ece"] += Fraction(size, n) * gaps[-1]
+        found["reliability"] += Fraction(size, n) * gaps[-1] ** 2
+        found["resolution"] += Fraction(size, n) * (share - rate) ** 2
+        found["within_bin_variance"] += sum((f - mean) ** 2 for f, _ in group) / n
+        found["within_bin_covariance"] += 2 * sum((f - mean) * (o - share) for f, o in group) / n
+    found |= {"mce": max(gaps), "ace": sum(gaps) / len(gaps), "uncertainty": rate * (1 - rate), "accuracy": rate}
+    found["brier"] = sum((f - o) ** 2 for group in bins for f, o in group) / n
+    found["confidence"] = sum(f for group in bins for f, _ in group) / n
+    return found, table
+
+
+def mass_edges(p, bins):
+    """Of bins that end after ceil(k n / bins) forecasts, in order, and never between equal ones."""
+    ranked = sorted(p.tolist())
+    ends = {ranked[math.ceil(Fraction(k * len(ranked), bins)) - 1] for k in range(1, bins)}
+    return sorted(end for end in ends if end < ranked[-1])
+
+
+def assert_statistics(found, p, event, edges):
+    expected, table = scores_by_fractions(p, event, edges)
+    for name, value in expected.items():
+        assert abs(getattr(found, name).value - float(value)) < 4e-16, name
+    assert [b.count for b in found.bins] == [size for size, _, _ in table]
+    assert np.allclose([b.confidence for b in found.bins], [mean for _, mean, _ in table], 1e-15, 0, equal_nan=True)
+    shares = [share for _, _, share in table]
+    assert np.allclose([b.accuracy.value for b in found.bins], shares, 1e-15, 0, equal_nan=True)
+    assert [b.upper for b in found.bins] == [*edges, 1.0]
+    assert [b.lower for b in found.bins] == [0.0, *edges]
+
+
+@pytest.mark.parametrize("binning", ["width", "mass"])
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_every_statistic_against_fractions(backend, binning, temperature):
+    x, y = sampled(250, 6, 1.5)
+    y[::9] = -100
+    on = y != -100
+    found = reliability(x, y, bins=10, binning=binning, temperature=temperature, resamples=0)
+    result = gx.evaluate(x, y, bins=10, temperature=temperature)
+    truth = softmax_loops(x[on], temperature)
+    event = truth.argmax(axis=1) == y[on]
+    p = truth.max(axis=1)
+    edges = [k / 10 for k in range(1, 10)] if binning == "width" else None
+    expected, table = scores_by_fractions(p, event, edges or mass_edges(p, 10))
+    for name, value in expected.items():
+        assert abs(getattr(found, name).value - float(value)) < 1e-14, name
+    assert [b.count for b in found.bins] == [size for size, _, _ in table]
+    squares = ((truth - np.eye(6)[y[on]]) ** 2).sum(axis=1)
+    assert abs(found.brier_all_classes.value / squares.mean() - 1) < 1e-14
+    assert found.nll.value == result.cross_entropy
+    assert (found.scored, found.ignored) == (on.sum(), (~on).sum())
+    if binning == "width":
+        assert found.ece.value == result.ece
+
+
+@pytest.mark.parametrize("bins", [1, 7, 15])
+@pytest.mark.parametrize("binning", ["width", "mass"])
+def test_probabilities_against_fractions(bins, binning):
+    """Of which the largest are known to the bit: on edges, twice, and of 1."""
+    rng = np.random.default_rng(4)
+    high = rng.choice([1.0, 0.5, 0.6, 0.7, 0.8, 14 / 15, rng.random() / 2 + 0.5, *(rng.random(40) / 2 + 0.5)], 300)
+    probs = np.stack([high, 1 - high], axis=1)
+    y = (rng.random(300) > high * 0.9).astype(np.int64)
+    edges = np.linspace(0, 1, bins + 1)[1:-1].tolist() if binning == "width" else mass_edges(high, bins)
+    found = reliability(probs, y, given="probs", bins=bins, binning=binning, resamples=0)
+    assert_statistics(found, high, y == 0, edges)
+    assert binning == "mass" or abs(found.ece.value - oracle.ece(high, y == 0, bins)) < 1e-16
+    with np.errstate(divide="ignore"):
+        assert found.nll.value == math.fsum(-np.log(np.where(y == 0, high, 1 - high))) / 300
+    assert abs(found.brier_all_classes.value - 2 * found.brier.value) < 1e-15
+    parts = found.reliability.value - found.resolution.value + found.uncertainty.value
+    parts += found.within_bin_variance.value - found.within_bin_covariance.value
+    assert abs(parts - found.brier.value) < 1e-15
+
+
+def test_hand_computed_reliability():
+    """Two bins: 0.6, 0.7 with one of two right in the upper one, none in the lower one; 0.5 belongs below."""
+    probs = np.array([[0.6, 0.4], [0.3, 0.7], [0.5, 0.5]])
+    found = reliability(probs, np.array([0, 0, 1]), given="probs", bins=2, resamples=0)
+    assert [(b.lower, b.upper, b.count) for b in found.bins] == [(0.0, 0.5, 1), (0.5, 1.0, 2)]
+    assert [b.accuracy.value for b in found.bins] == [0.0, 0.5]
+    assert abs(found.ece.value - (0.5 + 2 * 0.15) / 3) < 1e-15
+    assert (round(found.mce.value, 12), round(found.ace.value, 12)) == (0.5, 0.325)
+    assert abs(found.brier.value - (0.16 + 0.49 + 0.25) / 3) < 1e-15
+    assert abs(found.brier_all_classes.value - 2 * (0.16 + 0.49 + 0.25) / 3) < 1e-15
+
+
+def test_against_scikit_learn():
+    from sklearn.calibration import calibration_curve
+    from sklearn.metrics import brier_score_loss, log_loss
+
+    x, y = sampled(2000, 2, 2.0)
+    probs = gx.softmax(x)
+    high, event = probs.max(axis=1), probs.argmax(axis=1) == y
+    for binning, strategy in (("width", "uniform"), ("mass", "quantile")):
+        found = reliability(probs, y, given="probs", bins=10, binning=binning, resamples=0)
+        share, mean = calibration_curve(event, high, n_bins=10, strategy=strategy)
+        filled = [b for b in found.bins if b.count]
+        assert np.allclose([b.accuracy.value for b in filled], share, 1e-14 if binning == "width" else 0.02, 0)
+        assert np.allclose([b.confidence for b in filled], mean, 1e-14 if binning == "width" else 0.002, 0)
+    assert abs(found.brier.value / brier_score_loss(event, high) - 1) < 1e-14
+    assert abs(found.nll.value / log_loss(y, probs) - 1) < 1e-14
+
+
+def test_equal_masses_are_equal():
+    x, y = sampled(1000, 5, 1.0)
+    assert {b.count for b in reliability(x, y, binning="mass", bins=8, resamples=0).bins} == {125}
+    counts = [b.count for b in reliability(x, y, binning="mass", bins=7, resamples=0).bins]
+    assert set(counts) == {142, 143}
+    few = reliability(np.zeros((9, 4)), np.arange(9) % 4, binning="mass", resamples=0)  # all forecasts are equal
+    assert [(b.lower, b.upper, b.count) for b in few.bins] == [(0.0, 1.0, 9)]
+
+
+def test_reliability_is_the_same_from_any_source_and_in_any_blocks(tmp_path, monkeypatch):
+    x, y = sampled(211, 33, 1.6, np.float32)
+    y[::7] = -100
+    names = np.arange(211) // 10
+    expected = reliability(x, y, documents=names)
+    whole = expected.to_dict()  # in which what is NaN is equal
+    np.save(tmp_path / "x.npy", x)
+    assert reliability(tmp_path / "x.npy", y, documents=names).to_dict() == whole
+    assert reliability(da.from_array(x, chunks=(50, -1)), y, documents=names).to_dict() == whole
+    reversed_ = reliability(x[::-1], y[::-1], documents=names[::-1], resamples=0)
+    assert reversed_.bins[10].count == expected.bins[10].count
+    assert [e.value for e in reversed_.estimates.values()] == [e.value for e in expected.estimates.values()]
+    gx.evaluate(x, y, documents=names, run=tmp_path / "run")
+    of_run = reliability_of_run(tmp_path / "run")
+    assert of_run.brier_all_classes is None
+    assert of_run.to_dict() == whole | {"brier_all_classes": None}
+    monkeypatch.setattr(driver.ThreadWorkers, "read_bytes", 4000)
+    assert reliability(x, y, documents=names).to_dict() == whole
+    assert reliability(x, y, documents=names, memory=10000).to_dict() == whole
+
+
+def test_a_run_that_is_not_finished(tmp_path):
+    with pytest.raises((OSError, ValueError), match="run"):
+        reliability_of_run(tmp_path)
+
+
+def test_counts_beyond_float32():
+    """Of a billion forecasts one more or less shows, where a float32 counter stays at 2**24."""
+    counts, events = np.array([10**9 + 1, 0, 2**53 // 10**6]), np.array([10**9, 0, 17])
+    sums = dict.fromkeys(("away", "away_squared", "away_events"), np.zeros(3))
+    found = statistics(counts, events, np.array([1.0, 0.0, 0.5]), sums)
+    assert found["accuracy"] == float(Fraction(int(events.sum()), int(counts.sum())))
+    assert found["bin_accuracy"][0] == float(Fraction(10**9, 10**9 + 1)) < 1
+    n = 2**21 + 1
+    p, event = np.full(n, 0.75), np.arange(n) % 4 != 0
+    many = Forecasts(np.arange(n), p, event, np.zeros(n))
+    measured = measure(many, 15, "width", Resampling(resamples=0))
+    assert measured.counts.tolist() == [0] * 11 + [n] + [0] * 3
+    assert measured.values["ece"] == abs(int(event.sum()) - 0.75 * n) / n
+
+
+# ---- intervals ----
+
+
+def test_intervals_of_means_have_the_width_of_standard_errors():
+    x, y = sampled(5000, 10, 1.3)
+    names = np.repeat(np.arange(250), 20)
+    x[names % 2 == 0] *= 3  # documents differ
+    for documents in (None, names):
+        result = gx.evaluate(x, y, documents=documents)
+        found = reliability(x, y, documents=documents, level=0.9, resamples=4000)
+        stderr = result.stderr_iid if documents is None else result.stderr_cluster
+        assert abs((found.nll.high - found.nll.low) / (2 * 1.6449 * stderr) - 1) < 0.08
+        assert found.nll.low < found.nll.value < found.nll.high
+    assert found.documents == 250
+
+
+def test_intervals_against_a_loop():
+    """Of so few rows that each is drawn by itself."""
+    x, y = sampled(60, 4, 1.5)
+    found = reliability(x, y, bins=5, resamples=3000, level=0.8)
+    probs = gx.softmax(x)
+    high, event = probs.max(axis=1), probs.argmax(axis=1) == y
+    rng = np.random.default_rng(7)
+    again = []
+    for _ in range(3000):
+        drawn = rng.integers(0, 60, 60)
+        place = np.ceil(high[drawn] * 5) - 1
+        gaps = [abs((event[drawn][place == k] - high[drawn][place == k]).sum()) for k in range(5)]
+        again.append((sum(gaps) / 60, ((event[drawn] - high[drawn]) ** 2).mean()))
+    low, high_ = np.quantile(again, [0.1, 0.9], axis=0)
+    for i, one in enumerate((found.ece, found.brier)):
+        width = one.high - one.low
+        assert abs(one.low - (2 * one.value - high_[i])) < 0.06 * width
+        assert abs(one.high - (2 * one.value - low[i])) < 0.06 * width
+
+
+def test_intervals_are_drawn_from_the_seed():
+    x, y = sampled(2500, 5, 1.3)
+    assert reliability(x, y).to_dict() == reliability(x, y).to_dict()
+    assert reliability(x, y).ece != reliability(x, y, seed=1).ece
+    none = reliability(x, y, resamples=0)
+    assert all(math.isnan(one.low) and math.isnan(one.high) for one in none.estimates.values())
+    assert none.to_dict()["ece"] == {"value": none.ece.value, "low": None, "high": None}
+    assert math.isnan(reliability(x, y, documents=np.zeros(2500, int)).ece.low)
+
+
+# ---- what reliability refuses ----
+
+
+def test_reliability_refuses():
+    x, y = sampled(20, 4, 1.0)
+    with pytest.raises(ValueError, match="of 20 rows none counts"):
+        reliability(x, np.full(20, -100))
+    with pytest.raises(ValueError, match="binning must be one of 'width', 'mass', got 'even'"):
+        reliability(x, y, binning="even")
+    with pytest.raises(ValueError, match="given must be one of 'logits', 'probs'"):
+        reliability(x, y, given="logprobs")
+    with pytest.raises(ValueError, match="temperature and softcap"):
+        reliability(gx.softmax(x), y, given="probs", temperature=2.0)
+    with pytest.raises(ValueError, match="level"):
+        reliability(x, y, level=1)
+    with pytest.raises(ValueError, match=r"logits\[0, :\] has 1 entry negative, expected probabilities"):
+        reliability(np.array([[1.5, -0.5]]), np.array([0]), given="probs")
+    probs = gx.softmax(x)
+    probs[13] *= 0.9
+    with pytest.raises(ValueError, match=r"logits\[13, :\] sums to 0.9"):
+        reliability(probs, y, given="probs", memory=200)
+    y[13] = -100
+    assert reliability(probs, y, given="probs").scored == 19
+    x[5, 1] = np.nan
+    with pytest.raises(ValueError, match="1 of 19 rows have a loss of NaN, first row 5"):
+        reliability(x, y)
+    x[5] = 0
+    x[5, y[5]] = -np.inf
+    impossible = reliability(x, y)
+    assert impossible.nll.value == math.inf
+    assert math.isnan(impossible.nll.low)
+    assert math.isfinite(impossible.ece.high)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from math import ceil
@@ -33,6 +33,7 @@ from gpuxent.evaluation.result import Evaluation
 from gpuxent.evaluation.run import RunDirectory
 from gpuxent.evaluation.sources import Source
 from gpuxent.evaluation.statistics import Summary
+from gpuxent.evaluation.tokens import BlockResult
 
 Watch = Callable[[int, Summary], None]  # rows that are done since the last call, and the summary of all that are
 
@@ -115,14 +116,7 @@ def score(
         summary, todo = run.summary(summary), gaps(run.finished, job.rows)
         if watch is not None:
             watch(run.finished_rows, summary)
-    left = sum(map(len, todo))
-    if workers is None:
-        in_memory_of_gpu = is_cupy(getattr(job.logits, "array", None))
-        workers = CallerWorkers() if in_memory_of_gpu else ThreadWorkers(ceil(left / rows_per_block(job, BLOCK_BYTES)))
-    job, rows = sized(job, left, workers, memory)
-    blocks = plan(todo, rows, getattr(job.logits, "row_edges", None))
-    products = one_blas_thread() if job.has_products else nullcontext()  # blocks run side by side anyway
-    with products, closing(run_blocks(job, blocks, workers, stop)) as results:
+    with closing(block_results(job, todo, memory=memory, workers=workers, stop=stop)) as results:
         for result in results:
             if run is not None:
                 run.add(result)
@@ -132,6 +126,26 @@ def score(
             if watch is not None:
                 watch(result.rows, summary)
     return summary
+
+
+def block_results(
+    job: Job,
+    todo: list[range],
+    *,
+    memory: int | None = None,
+    workers: Workers | None = None,
+    stop: Stop | None = None,
+) -> Generator[BlockResult, None, None]:
+    """The results of the blocks of these rows, as they come back."""
+    left = sum(map(len, todo))
+    if workers is None:
+        in_memory_of_gpu = is_cupy(getattr(job.logits, "array", None))
+        workers = CallerWorkers() if in_memory_of_gpu else ThreadWorkers(ceil(left / rows_per_block(job, BLOCK_BYTES)))
+    job, rows = sized(job, left, workers, memory)
+    blocks = plan(todo, rows, getattr(job.logits, "row_edges", None))
+    products = one_blas_thread() if job.has_products else nullcontext()  # blocks run side by side anyway
+    with products, closing(run_blocks(job, blocks, workers, stop)) as results:
+        yield from results
 
 
 def gaps(finished: list[range], rows: int) -> list[range]:
