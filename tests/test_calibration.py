@@ -13,7 +13,7 @@ import pytest
 from makers import logits as peaked
 
 import gpuxent as gx
-from gpuxent.calibration import fit_temperature, reliability, reliability_of_run
+from gpuxent.calibration import classwise_reliability, fit_temperature, reliability, reliability_of_run
 from gpuxent.evaluation import driver
 from gpuxent.evaluation.forecasts import Forecasts
 from gpuxent.evaluation.reliability import Resampling, measure, statistics
@@ -493,3 +493,146 @@ def test_reliability_refuses():
     assert impossible.nll.value == math.inf
     assert math.isnan(impossible.nll.low)
     assert math.isfinite(impossible.ece.high)
+
+
+def test_statistics_do_not_depend_on_the_centres():
+    """As those of resamples must not, whose means are others."""
+    rng = np.random.default_rng(0)
+    p, event = rng.random(50), rng.random(50) < 0.4
+    place = np.minimum((p * 3).astype(int), 2)
+    found = []
+    for centres in (np.array([0.2, 0.5, 0.9]), np.zeros(3)):
+        away = p - centres[place]
+        columns = {"away": away, "away_squared": away**2, "away_events": away * event}
+        sums = {name: np.bincount(place, values, 3) for name, values in columns.items()}
+        found.append(statistics(np.bincount(place), np.bincount(place[event]), centres, sums))
+    expected, _ = scores_by_fractions(p, event, [1 / 3, 2 / 3])
+    for one in found:
+        for name, value in expected.items():
+            assert abs(one[name] - float(value)) < 1e-14, name
+
+
+# ---- independent sigmoids, and class by class ----
+
+
+def sampled_bits(shape, sharpness, seed=0):
+    rng = np.random.default_rng(seed)
+    x = 2 * rng.standard_normal(shape)
+    y = (x + rng.logistic(size=shape) > 0).astype(np.int64)
+    return sharpness * x, y
+
+
+def sigmoid(x):
+    return np.asarray(oracle.softmax_rows(np.stack([np.zeros(x.size), x.ravel()], axis=1)), np.float64)[:, 1]
+
+
+@pytest.mark.parametrize("shape", [(400,), (100, 4), (20, 5, 4)])
+def test_temperature_of_sigmoids(shape):
+    x, y = sampled_bits(shape, 1.8)
+    fit = fit_temperature(x, y, kind="sigmoid")
+    loss = float(gx.binary_cross_entropy(x / fit.temperature, y))
+    assert abs(fit.cross_entropy / loss - 1) < 1e-14
+    assert abs(fit.cross_entropy_before / float(gx.binary_cross_entropy(x, y)) - 1) < 1e-14
+    flat = x.ravel()
+    below, above = (
+        ((sigmoid(flat / t) - y.ravel()) * flat).sum() for t in fit.temperature * (1 + np.array([-1e-8, 1e-8]))
+    )
+    assert below > 0 > above
+    assert (fit.scored, fit.documents) == (400, None if len(shape) == 1 else 400 // 4)
+    assert fit_temperature(x, y.astype(bool), kind="sigmoid", memory=5000) == fit
+
+
+def test_documents_of_sigmoids_are_those_of_rows(tmp_path):
+    x, y = sampled_bits((90, 3), 1.5)
+    names = np.arange(90) // 6
+    y[4, 1] = -100
+    fit = fit_temperature(x, y, kind="sigmoid", documents=names)
+    flat = fit_temperature(x.ravel(), y.ravel(), kind="sigmoid", documents=np.repeat(names, 3))
+    assert fit == flat
+    np.save(tmp_path / "names.npy", names)
+    np.save(tmp_path / "x.npy", x)
+    assert fit_temperature(tmp_path / "x.npy", y, kind="sigmoid", documents=tmp_path / "names.npy") == fit
+    lazy = da.from_array(x, chunks=(20, 2))
+    assert fit_temperature(lazy, da.from_array(y, chunks=(30, 3)), kind="sigmoid", documents=names) == fit
+    rows = fit_temperature(x, y, kind="sigmoid", documents=np.arange(90))
+    assert rows == fit_temperature(x, y, kind="sigmoid")
+    assert fit_temperature(x, y, kind="sigmoid", limit=30).scored == 89
+
+
+@pytest.mark.parametrize("binning", ["width", "mass"])
+def test_reliability_of_sigmoids(backend, binning):
+    x, y = sampled_bits((70, 3), 1.5)
+    y[11, 2] = -100
+    on = y.ravel() != -100
+    found = reliability(x, y, kind="sigmoid", binning=binning, bins=8)
+    p, event = sigmoid(x)[on], y.ravel()[on] == 1
+    edges = np.linspace(0, 1, 9)[1:-1].tolist() if binning == "width" else mass_edges(p, 8)
+    expected, table = scores_by_fractions(p, event, edges)
+    for name, value in expected.items():
+        assert abs(getattr(found, name).value - float(value)) < 1e-14, name
+    assert [b.count for b in found.bins] == [size for size, _, _ in table]
+    assert abs(found.nll.value / float(gx.binary_cross_entropy(x, y, ignore_index=-100)) - 1) < 1e-14
+    assert (found.brier_all_classes, found.ignored, found.documents) == (None, 1, 70)
+    given = reliability(1 / (1 + np.exp(-x)), y, kind="sigmoid", given="probs", binning=binning, bins=8)
+    for name, one in found.estimates.items():
+        assert abs(getattr(given, name).value - one.value) < 1e-12, name
+
+
+def test_each_column_of_sigmoids_by_itself():
+    x, y = sampled_bits((120, 3), 1.5)
+    names = np.arange(120) // 4
+    found = classwise_reliability(x, y, kind="sigmoid", documents=names)
+    for column, one in enumerate(found.by_class):
+        alone = reliability(x[:, column], y[:, column], kind="sigmoid", documents=names)
+        assert one.to_dict() == alone.to_dict()
+    assert abs(found.ece.value - np.mean([one.ece.value for one in found.by_class])) < 1e-15
+    assert found.max_ece.value == max(one.ece.value for one in found.by_class)
+    (last,) = classwise_reliability(x, y, kind="sigmoid", documents=names, classes=[2]).by_class
+    assert last.to_dict() == found.by_class[2].to_dict()
+
+
+@pytest.mark.parametrize("given", ["logits", "probs"])
+def test_each_class_by_itself(backend, given):
+    x, y = sampled(150, 5, 1.4)
+    y[::13] = -100
+    on = y != -100
+    probs = softmax_loops(np.tanh(x / 6) * 6, 1.2)
+    options = {"softcap": 6.0, "temperature": 1.2} if given == "logits" else {"given": given}
+    found = classwise_reliability(x if given == "logits" else probs, y, bins=6, resamples=50, **options)
+    assert found.classes == (0, 1, 2, 3, 4)
+    for label, one in enumerate(found.by_class):
+        expected, table = scores_by_fractions(probs[on, label], y[on] == label, np.linspace(0, 1, 7)[1:-1].tolist())
+        for name, value in expected.items():
+            assert abs(getattr(one, name).value - float(value)) < 1e-13, name
+        assert [b.count for b in one.bins] == [size for size, _, _ in table]
+    some = classwise_reliability(x if given == "logits" else probs, y, bins=6, resamples=50, classes=(3, 1), **options)
+    assert [one.to_dict() for one in some.by_class] == [found.by_class[3].to_dict(), found.by_class[1].to_dict()]
+    assert found.ece.low <= found.ece.high <= 1
+
+
+def test_classes_of_dask_arrays():
+    x, y = sampled(150, 5, 1.4)
+    found = classwise_reliability(x, y, classes=[4, 0], resamples=0)
+    lazy = classwise_reliability(da.from_array(x, chunks=(40, -1)), y, classes=[4, 0], resamples=0)
+    assert lazy.to_dict() == found.to_dict()
+
+
+def test_kinds_refused():
+    x, y = sampled_bits((20, 3), 1.0)
+    with pytest.raises(ValueError, match="kind must be one of 'softmax', 'sigmoid', got 'binary'"):
+        fit_temperature(x, y, kind="binary")
+    with pytest.raises(ValueError, match="shift must be 0 with kind='sigmoid', got 1"):
+        fit_temperature(x, y, kind="sigmoid", shift=1)
+    with pytest.raises(IndexError, match=r"labels\[0, 0\] is 2"):
+        reliability(x, y * 0 + 2, kind="sigmoid")
+    with pytest.raises(ValueError, match=r"labels .* must have shape \(20, 3\)"):
+        reliability(x, y[:, 0], kind="sigmoid")
+    with pytest.raises(IndexError, match=r"classes has 3, expected classes in \[0, 3\)"):
+        classwise_reliability(x, y[:, 0], classes=[3])
+    products = gx.linear_logits(np.ones((20, 2)), np.ones((3, 2)))
+    with pytest.raises(TypeError, match="must be stored"):
+        classwise_reliability(products, y[:, 0])
+    with pytest.raises(TypeError, match="must be stored"):
+        fit_temperature(products, y, kind="sigmoid")
+    with pytest.raises(ValueError, match=r"logits\[0, :\] has 1 entry negative"):
+        reliability(x + 10, y, kind="sigmoid", given="probs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,21 @@ from gpuxent import _arguments as arguments
 from gpuxent._dlpack import returns_own_kind
 from gpuxent.backends import is_dask
 from gpuxent.evaluation.cluster import ClientWorkers, check_reachable, default_client
-from gpuxent.evaluation.evaluate import Data, open_job
+from gpuxent.evaluation.evaluate import Data, as_source, open_job
 from gpuxent.evaluation.forecasts import ForecastJob, Forecasts, of_blocks, of_run
 from gpuxent.evaluation.job import Job
-from gpuxent.evaluation.reliability import Reliability, Resampling, measure, result_of
+from gpuxent.evaluation.reliability import (
+    BINNINGS,
+    ClasswiseReliability,
+    Reliability,
+    Resampling,
+    classwise,
+    measure,
+    result_of,
+)
 from gpuxent.evaluation.run import Run
 from gpuxent.evaluation.score import block_results, score, unchanged
+from gpuxent.evaluation.sigmoids import RepeatedSource, columns_of, pairs
 from gpuxent.evaluation.temperature import SlopeJob, SlopeSums, TemperatureFit, best_temperature
 
 
@@ -27,6 +37,7 @@ def fit_temperature(
     logits: Data,
     labels: Data,
     *,
+    kind: str = "softmax",
     documents: Data | None = None,
     mask: Data | None = None,
     shift: int = 0,
@@ -45,7 +56,12 @@ def fit_temperature(
     at T: a bracket around its zero is narrowed, by about ten passes over the rows, until T moves by less than 1e-7 of
     itself (which leaves an error far below). Fit on rows that the model was not trained on.
 
-    Args: as `evaluate`, of all kinds that it takes. `documents` are for the standard error only.
+    Args:
+        kind: "softmax"; or "sigmoid": logits (rows,) or (..., columns) of independent sigmoids, and labels of their
+            shape, 0 or 1 (or `ignore_index`), whose binary cross-entropy is meant. Documents are those of rows, and
+            where there are none rows of several columns take their place.
+        documents: for the standard error only.
+        The others: as `evaluate`, of all kinds that it takes.
 
     Returns: `TemperatureFit`, the same bit for bit under any chunking of rows, order of blocks and number of workers.
 
@@ -60,7 +76,9 @@ def fit_temperature(
     >>> round(fit.temperature, 6), round(fit.cross_entropy_before, 4), round(fit.cross_entropy, 4)
     (2.0, 0.6547, 0.5623)
     """
-    job = open_job(
+    job = _open(
+        kind,
+        False,
         logits,
         labels,
         documents=documents,
@@ -81,6 +99,7 @@ def reliability(
     logits: Data,
     labels: Data,
     *,
+    kind: str = "softmax",
     given: str = "logits",
     bins: int = 15,
     binning: str = "width",
@@ -106,6 +125,7 @@ def reliability(
     Args:
         logits: as `evaluate`, or with given="probs" probabilities, which must sum to 1. Which of the two is said, never
             guessed.
+        kind: "softmax"; or "sigmoid", as `fit_temperature`: then all forecasts of a 1 are binned.
         bins: their number.
         binning: "width": of equal width in [0, 1]; "mass": with as many rows in each.
         level, resamples, seed: of the intervals: so many times documents are drawn with replacement (rows, where there
@@ -124,7 +144,9 @@ def reliability(
     (0.0333, 0.1633, [0, 3])
     """
     how = _resampling(level, resamples, seed)
-    job = open_job(
+    job = _open(
+        kind,
+        _given_probs(given),
         logits,
         labels,
         documents=documents,
@@ -139,8 +161,88 @@ def reliability(
         check_labels=check_labels,
         backend=backend,
     )
-    forecasts = forecasts_of(job, given, memory=memory, client=_client(client, logits))
-    return reliability_of(forecasts, bins, binning, how)
+    options = {"memory": memory, "client": _client(client, logits)}
+    if kind == "sigmoid":
+        return reliability_of(_of_ones(job, _given_probs(given), **options), bins, binning, how)
+    return reliability_of(forecasts_of(job, _given_probs(given), **options), bins, binning, how)
+
+
+@returns_own_kind
+def classwise_reliability(
+    logits: Data,
+    labels: Data,
+    *,
+    kind: str = "softmax",
+    classes: Sequence[int] | None = None,
+    given: str = "logits",
+    bins: int = 15,
+    binning: str = "width",
+    documents: Data | None = None,
+    mask: Data | None = None,
+    shift: int = 0,
+    min_context: int = 0,
+    limit: int | None = None,
+    ignore_index: int | None = -100,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    check_labels: bool = True,
+    backend: str | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+    memory: int | None = None,
+    client: Any = None,
+) -> ClasswiseReliability:
+    """The same of each class: how often it is the label, beside its probability (Kull et al. 2019, arXiv 1910.12656).
+
+    Args:
+        classes: some of them, or with kind="sigmoid" of the columns; None: all.
+        The others: as `reliability`.
+
+    Returns: `ClasswiseReliability`. 9 bytes per row and class are in memory, so of huge vocabularies choose some. nll
+        and brier_all_classes are of all classes at once, except with kind="sigmoid".
+
+    Raises: as `reliability`; IndexError: a class that there is not; TypeError: logits that are products.
+
+    >>> import numpy as np
+    >>> found = classwise_reliability(np.log([[0.7, 0.3], [0.2, 0.8]]), np.array([0, 1]), bins=1)
+    >>> found.classes, round(found.ece.value, 4), [round(r.ece.value, 4) for r in found.by_class]
+    ((0, 1), 0.05, [0.05, 0.05])
+    """
+    how, probs = _resampling(level, resamples, seed), _given_probs(given)
+    job = _open(
+        kind,
+        probs,
+        logits,
+        labels,
+        documents=documents,
+        mask=mask,
+        shift=shift,
+        min_context=min_context,
+        limit=limit,
+        bins=bins,
+        ignore_index=ignore_index,
+        softcap=softcap,
+        temperature=temperature,
+        check_labels=check_labels,
+        backend=backend,
+    )
+    options = {"memory": memory, "client": _client(client, logits)}
+    if kind == "sigmoid":
+        columns = columns_of(job.lead)
+        chosen = _classes(classes, columns)
+        ones = _of_ones(job, probs, **options)
+        by_class = [ones.of_column(column, columns) for column in chosen]
+    else:
+        if job.has_products:
+            raise TypeError(f"logits ({job.logits.name}) must be stored, got products; store them")
+        chosen = _classes(classes, job.logits.shape[-1])
+        found = forecasts_of(job, probs, chosen, **options)
+        by_class = [found.of_class(place) for place in range(len(chosen))]
+    arguments.one_of(binning, "binning", BINNINGS)
+    for forecasts in by_class:
+        check_forecasts(forecasts)
+    return classwise(chosen, by_class, bins, binning, how)
 
 
 def reliability_of_run(
@@ -168,7 +270,7 @@ def reliability_of_run(
 
 def reliability_of(forecasts: Forecasts, bins: int, binning: str, how: Resampling) -> Reliability:
     """Of one forecast per row."""
-    arguments.one_of(binning, "binning", ("width", "mass"))
+    arguments.one_of(binning, "binning", BINNINGS)
     check_forecasts(forecasts)
     return result_of(forecasts, measure(forecasts, bins, binning, how), binning, how)
 
@@ -187,14 +289,12 @@ def check_forecasts(forecasts: Forecasts) -> None:
 
 
 def forecasts_of(
-    job: Job, given: str, classes: tuple[int, ...] | None = None, *, memory: int | None = None, client: Any = None
+    job: Job, probs: bool, classes: tuple[int, ...] | None = None, *, memory: int | None = None, client: Any = None
 ) -> Forecasts:
     """The forecasts of all rows that count."""
-    tolerance = None
-    if arguments.one_of(given, "given", ("logits", "probs")) == "probs":
-        if not arguments.transform(**job.transform).is_identity:
-            raise ValueError("temperature and softcap must be left at their defaults with given='probs'")
-        tolerance = arguments.sum_tolerance(job.logits.dtype)
+    if probs and not arguments.transform(**job.transform).is_identity:
+        raise ValueError("temperature and softcap must be left at their defaults with given='probs'")
+    tolerance = arguments.sum_tolerance(job.logits.dtype) if probs else None
     measured = ForecastJob(**vars(job), tolerance=tolerance, classes=classes)
     workers = None
     if client is not None:
@@ -202,6 +302,46 @@ def forecasts_of(
         workers = ClientWorkers(client)
     with unchanged(job), closing(block_results(measured, [range(job.rows)], memory=memory, workers=workers)) as results:
         return of_blocks(results)
+
+
+def _of_ones(job: Job, probs: bool, **options: Any) -> Forecasts:
+    """Of the second class of two."""
+    return replace(forecasts_of(job, probs, (1,), **options).of_class(0), brier=None)
+
+
+def _open(
+    kind: str, probs: bool, logits: Data, labels: Data, *, documents: Data | None, limit: int | None, **options: Any
+) -> Job:
+    """The job of rows, or of elements as rows of two classes."""
+    if arguments.one_of(kind, "kind", ("softmax", "sigmoid")) == "softmax":
+        return open_job(logits, labels, documents=documents, limit=limit, **options)
+    for name in ("shift", "min_context"):
+        if options[name]:
+            raise ValueError(f"{name} must be 0 with kind='sigmoid', got {options[name]}")
+    scores = as_source(logits, "logits")
+    rows = pairs(scores, probs)
+    if getattr(getattr(labels, "dtype", None), "kind", "") == "b":
+        labels = labels.astype(np.uint8)  # type: ignore[union-attr]
+    if len(scores.shape) > 1:
+        named = None if documents is None else as_source(documents, "documents", rows.array)
+        documents = RepeatedSource(tuple(scores.shape[:-1]), rows.columns, named)
+        limit = None if limit is None else arguments.positive(limit, "limit") * rows.columns
+    return open_job(rows, labels, documents=documents, limit=limit, **options)
+
+
+def _given_probs(given: Any) -> bool:
+    return arguments.one_of(given, "given", ("logits", "probs")) == "probs"
+
+
+def _classes(classes: Any, count: int) -> tuple[int, ...]:
+    """Those chosen, of so many."""
+    if classes is None:
+        return tuple(range(count))
+    chosen = tuple(arguments.integer(one, "classes", 0) for one in classes)
+    for one in chosen:
+        if one >= count:
+            raise IndexError(f"classes has {one}, expected classes in [0, {count})")
+    return chosen
 
 
 def _resampling(level: Any, resamples: Any, seed: Any) -> Resampling:

@@ -117,10 +117,11 @@ class ForecastJob(Job):
         label = labelled.classes[on]
         picked = {f.name: values[on] if (values := getattr(scores, f.name)).size else values for f in fields(scores)}
         taken = ForecastScores(**picked)
-        with np.errstate(divide="ignore"):
-            loss = -np.log(taken.loss) if self.tolerance is not None else taken.loss
+        loss = taken.loss
         if self.tolerance is not None:
             self._check_probs(first, on, scores)
+            with np.errstate(divide="ignore"):
+                loss = -np.log(taken.loss)
         hit = (taken.hit == 0) & (loss < np.inf)
         probability, event = taken.p_max, hit
         if self.classes is not None:

@@ -13,6 +13,7 @@ from gpuxent.evaluation.forecasts import Forecasts
 from gpuxent.evaluation.result import finite
 from gpuxent.evaluation.sums import exact_sum, sums_by_group
 
+BINNINGS = ("width", "mass")
 MOST_UNITS = 1000  # that are resampled: the error of an interval's width is then 2 %
 SEVERAL = 2**22  # numbers that a batch of resamples makes at once
 
@@ -84,6 +85,21 @@ class Reliability:
     def to_dict(self) -> dict[str, Any]:
         """For JSON: None for what is not finite."""
         return finite(asdict(self) | {"bins": [asdict(item) for item in self.bins]})
+
+
+@dataclass(frozen=True)
+class ClasswiseReliability:
+    """`Reliability` of each class, with the mean of their ece over the classes, and the largest of them."""
+
+    classes: tuple[int, ...]
+    ece: Estimate
+    max_ece: Estimate
+    by_class: tuple[Reliability, ...] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: None for what is not finite."""
+        by_class = [{"class": c} | r.to_dict() for c, r in zip(self.classes, self.by_class, strict=True)]
+        return finite({"ece": asdict(self.ece), "max_ece": asdict(self.max_ece), "by_class": by_class})
 
 
 @dataclass(frozen=True)
@@ -264,3 +280,19 @@ def result_of(forecasts: Forecasts, found: Measured, binning: str, how: Resampli
     head = (len(forecasts), forecasts.ignored, documents, binning, how.level)
     optional = {"brier_all_classes": None} | made
     return Reliability(*head, **optional, bins=bins)  # type: ignore[arg-type]
+
+
+def classwise(
+    classes: tuple[int, ...], by_class: list[Forecasts], bins: int, binning: str, how: Resampling
+) -> ClasswiseReliability:
+    """Each class by itself, and all with the same resamples, so that their means are of these."""
+    found = [measure(forecasts, bins, binning, how) for forecasts in by_class]
+    eces = np.array([one.values["ece"] for one in found])
+    again = [one.resampled["ece"] for one in found if one.resampled]
+    mean, most = (np.mean(again, axis=0), np.max(again, axis=0)) if len(again) == len(found) else (None, None)
+    return ClasswiseReliability(
+        classes,
+        estimate("ece", math.fsum(eces) / len(eces), mean, how.level),
+        estimate("ece", eces.max(), most, how.level),
+        tuple(result_of(forecasts, one, binning, how) for forecasts, one in zip(by_class, found, strict=True)),
+    )
