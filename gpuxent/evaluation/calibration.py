@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,18 @@ import numpy as np
 
 from gpuxent import _arguments as arguments
 from gpuxent._dlpack import returns_own_kind
-from gpuxent.backends import is_dask
-from gpuxent.evaluation.cluster import ClientWorkers, check_reachable, default_client
-from gpuxent.evaluation.evaluate import Data, as_source, open_job
-from gpuxent.evaluation.forecasts import ForecastJob, Forecasts, of_blocks, of_run
-from gpuxent.evaluation.job import Job
+from gpuxent.evaluation.calibration_rows import (
+    chosen_classes,
+    client_for,
+    forecasts_of,
+    given_probs,
+    of_ones,
+    open_rows,
+    temperature_of,
+)
+from gpuxent.evaluation.evaluate import Data
+from gpuxent.evaluation.forecasts import Forecasts, of_run
+from gpuxent.evaluation.held_out import PartJob
 from gpuxent.evaluation.reliability import (
     BINNINGS,
     ClasswiseReliability,
@@ -27,9 +33,8 @@ from gpuxent.evaluation.reliability import (
     result_of,
 )
 from gpuxent.evaluation.run import Run
-from gpuxent.evaluation.score import block_results, score, unchanged
-from gpuxent.evaluation.sigmoids import RepeatedSource, columns_of, pairs
-from gpuxent.evaluation.temperature import SlopeJob, SlopeSums, TemperatureFit, best_temperature
+from gpuxent.evaluation.sigmoids import columns_of
+from gpuxent.evaluation.temperature import TemperatureCheck, TemperatureFit
 
 
 @returns_own_kind
@@ -76,7 +81,7 @@ def fit_temperature(
     >>> round(fit.temperature, 6), round(fit.cross_entropy_before, 4), round(fit.cross_entropy, 4)
     (2.0, 0.6547, 0.5623)
     """
-    job = _open(
+    job = open_rows(
         kind,
         False,
         logits,
@@ -91,7 +96,7 @@ def fit_temperature(
         check_labels=check_labels,
         backend=backend,
     )
-    return temperature_of(job, memory, _client(client, logits))
+    return temperature_of(job, memory, client_for(client, logits))
 
 
 @returns_own_kind
@@ -144,9 +149,9 @@ def reliability(
     (0.0333, 0.1633, [0, 3])
     """
     how = _resampling(level, resamples, seed)
-    job = _open(
+    job = open_rows(
         kind,
-        _given_probs(given),
+        given_probs(given),
         logits,
         labels,
         documents=documents,
@@ -161,10 +166,10 @@ def reliability(
         check_labels=check_labels,
         backend=backend,
     )
-    options = {"memory": memory, "client": _client(client, logits)}
+    options = {"memory": memory, "client": client_for(client, logits)}
     if kind == "sigmoid":
-        return reliability_of(_of_ones(job, _given_probs(given), **options), bins, binning, how)
-    return reliability_of(forecasts_of(job, _given_probs(given), **options), bins, binning, how)
+        return reliability_of(of_ones(job, given_probs(given), **options), bins, binning, how)
+    return reliability_of(forecasts_of(job, given_probs(given), **options), bins, binning, how)
 
 
 @returns_own_kind
@@ -209,8 +214,8 @@ def classwise_reliability(
     >>> found.classes, round(found.ece.value, 4), [round(r.ece.value, 4) for r in found.by_class]
     ((0, 1), 0.05, [0.05, 0.05])
     """
-    how, probs = _resampling(level, resamples, seed), _given_probs(given)
-    job = _open(
+    how, probs = _resampling(level, resamples, seed), given_probs(given)
+    job = open_rows(
         kind,
         probs,
         logits,
@@ -227,16 +232,16 @@ def classwise_reliability(
         check_labels=check_labels,
         backend=backend,
     )
-    options = {"memory": memory, "client": _client(client, logits)}
+    options = {"memory": memory, "client": client_for(client, logits)}
     if kind == "sigmoid":
         columns = columns_of(job.lead)
-        chosen = _classes(classes, columns)
-        ones = _of_ones(job, probs, **options)
+        chosen = chosen_classes(classes, columns)
+        ones = of_ones(job, probs, **options)
         by_class = [ones.of_column(column, columns) for column in chosen]
     else:
         if job.has_products:
             raise TypeError(f"logits ({job.logits.name}) must be stored, got products; store them")
-        chosen = _classes(classes, job.logits.shape[-1])
+        chosen = chosen_classes(classes, job.logits.shape[-1])
         found = forecasts_of(job, probs, chosen, **options)
         by_class = [found.of_class(place) for place in range(len(chosen))]
     arguments.one_of(binning, "binning", BINNINGS)
@@ -268,6 +273,83 @@ def reliability_of_run(
     return reliability_of(of_run(run), arguments.positive(bins, "bins"), binning, _resampling(level, resamples, seed))
 
 
+@returns_own_kind
+def check_temperature(
+    logits: Data,
+    labels: Data,
+    *,
+    kind: str = "softmax",
+    held_out: float = 0.5,
+    bins: int = 15,
+    binning: str = "width",
+    documents: Data | None = None,
+    mask: Data | None = None,
+    shift: int = 0,
+    min_context: int = 0,
+    limit: int | None = None,
+    ignore_index: int | None = -100,
+    softcap: float | None = None,
+    check_labels: bool = True,
+    backend: str | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+    memory: int | None = None,
+    client: Any = None,
+) -> TemperatureCheck:
+    """`fit_temperature` on some of the rows, and `reliability` of the others before and after.
+
+    Args:
+        held_out: the share of documents (of rows, where there are none) that the temperature is checked on; which they
+            are depends on their ids and `seed`, and on nothing else.
+        The others: as `fit_temperature` and `reliability`.
+
+    Returns: `TemperatureCheck`. Rows of the other part are among the ignored ones of each.
+
+    Raises: as `fit_temperature` and `reliability`.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> logits = 2 * rng.standard_normal((2000, 5))
+    >>> labels = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    >>> check = check_temperature(3 * logits, labels)  # three times as sure as it should be
+    >>> round(check.fit.temperature), check.helps
+    (3, True)
+    """
+    how = _resampling(level, resamples, seed)
+    share = arguments.number(held_out, "held_out", 0, 1, open_low=True)
+    job = open_rows(
+        kind,
+        False,
+        logits,
+        labels,
+        documents=documents,
+        mask=mask,
+        shift=shift,
+        min_context=min_context,
+        limit=limit,
+        bins=bins,
+        ignore_index=ignore_index,
+        softcap=softcap,
+        check_labels=check_labels,
+        backend=backend,
+    )
+    options = {"memory": memory, "client": client_for(client, logits)}
+    part = PartJob(**vars(job), held_out=False, share=share, seed=seed)
+    fit = temperature_of(part, **options)
+    of = of_ones if kind == "sigmoid" else forecasts_of
+    found = [
+        reliability_of(of(part_at(part, temperature), False, **options), bins, binning, how)
+        for temperature in (1.0, fit.temperature)
+    ]
+    return TemperatureCheck(fit, *found)
+
+
+def part_at(part: PartJob, temperature: float) -> PartJob:
+    """The other part, at a temperature."""
+    return replace(part, held_out=True, transform=part.transform | {"temperature": temperature})
+
+
 def reliability_of(forecasts: Forecasts, bins: int, binning: str, how: Resampling) -> Reliability:
     """Of one forecast per row."""
     arguments.one_of(binning, "binning", BINNINGS)
@@ -288,83 +370,8 @@ def check_forecasts(forecasts: Forecasts) -> None:
         )
 
 
-def forecasts_of(
-    job: Job, probs: bool, classes: tuple[int, ...] | None = None, *, memory: int | None = None, client: Any = None
-) -> Forecasts:
-    """The forecasts of all rows that count."""
-    if probs and not arguments.transform(**job.transform).is_identity:
-        raise ValueError("temperature and softcap must be left at their defaults with given='probs'")
-    tolerance = arguments.sum_tolerance(job.logits.dtype) if probs else None
-    measured = ForecastJob(**vars(job), tolerance=tolerance, classes=classes)
-    workers = None
-    if client is not None:
-        check_reachable(job)
-        workers = ClientWorkers(client)
-    with unchanged(job), closing(block_results(measured, [range(job.rows)], memory=memory, workers=workers)) as results:
-        return of_blocks(results)
-
-
-def _of_ones(job: Job, probs: bool, **options: Any) -> Forecasts:
-    """Of the second class of two."""
-    return replace(forecasts_of(job, probs, (1,), **options).of_class(0), brier=None)
-
-
-def _open(
-    kind: str, probs: bool, logits: Data, labels: Data, *, documents: Data | None, limit: int | None, **options: Any
-) -> Job:
-    """The job of rows, or of elements as rows of two classes."""
-    if arguments.one_of(kind, "kind", ("softmax", "sigmoid")) == "softmax":
-        return open_job(logits, labels, documents=documents, limit=limit, **options)
-    for name in ("shift", "min_context"):
-        if options[name]:
-            raise ValueError(f"{name} must be 0 with kind='sigmoid', got {options[name]}")
-    scores = as_source(logits, "logits")
-    rows = pairs(scores, probs)
-    if getattr(getattr(labels, "dtype", None), "kind", "") == "b":
-        labels = labels.astype(np.uint8)  # type: ignore[union-attr]
-    if len(scores.shape) > 1:
-        named = None if documents is None else as_source(documents, "documents", rows.array)
-        documents = RepeatedSource(tuple(scores.shape[:-1]), rows.columns, named)
-        limit = None if limit is None else arguments.positive(limit, "limit") * rows.columns
-    return open_job(rows, labels, documents=documents, limit=limit, **options)
-
-
-def _given_probs(given: Any) -> bool:
-    return arguments.one_of(given, "given", ("logits", "probs")) == "probs"
-
-
-def _classes(classes: Any, count: int) -> tuple[int, ...]:
-    """Those chosen, of so many."""
-    if classes is None:
-        return tuple(range(count))
-    chosen = tuple(arguments.integer(one, "classes", 0) for one in classes)
-    for one in chosen:
-        if one >= count:
-            raise IndexError(f"classes has {one}, expected classes in [0, {count})")
-    return chosen
-
-
 def _resampling(level: Any, resamples: Any, seed: Any) -> Resampling:
     level = arguments.number(level, "level", 0, 1, open_low=True)
     if level == 1:
         raise ValueError("level must be below 1, got 1")
     return Resampling(level, arguments.integer(resamples, "resamples", 0), arguments.integer(seed, "seed", 0))
-
-
-def _client(client: Any, logits: Any) -> Any:
-    return client or (default_client() if is_dask(logits) else None)
-
-
-def temperature_of(job: Job, memory: int | None = None, client: Any = None) -> TemperatureFit:
-    """The best temperature of a job."""
-    slopes = SlopeJob(**vars(job))
-    if client is not None:
-        check_reachable(job)
-
-    def at(temperature: float) -> SlopeSums:
-        workers = None if client is None else ClientWorkers(client)
-        heated = replace(slopes, transform=job.transform | {"temperature": temperature})
-        return score(heated, memory=memory, workers=workers)
-
-    with unchanged(job):
-        return best_temperature(at)

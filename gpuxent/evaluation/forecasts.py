@@ -13,7 +13,8 @@ from gpuxent import _arguments as arguments
 from gpuxent import _row_loss
 from gpuxent._records import IGNORED, Spread, Transform
 from gpuxent._rows import Rows
-from gpuxent.evaluation.job import Job, Labelled
+from gpuxent.evaluation.held_out import PartJob
+from gpuxent.evaluation.job import Labelled
 from gpuxent.evaluation.run import Run
 from gpuxent.evaluation.tokens import BlockResult, Tokens
 
@@ -92,7 +93,7 @@ def from_probs(stats: Any, labels: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 @dataclass(frozen=True)
-class ForecastJob(Job):
+class ForecastJob(PartJob):
     """A job whose blocks leave Forecasts behind: of the most probable class, or of the chosen classes."""
 
     tolerance: float | None = None  # how far sums of rows may be from 1, if what are called logits are probabilities

@@ -14,7 +14,9 @@ from gpuxent._records import IGNORED, NOTHING, ExactSum
 from gpuxent._rows import Rows
 from gpuxent.evaluation.clustered import ratio
 from gpuxent.evaluation.documents import DocumentSums
-from gpuxent.evaluation.job import Job, Labelled
+from gpuxent.evaluation.held_out import PartJob
+from gpuxent.evaluation.job import Labelled
+from gpuxent.evaluation.reliability import Reliability
 from gpuxent.evaluation.result import finite
 from gpuxent.evaluation.sums import LossSums, exact_sum
 from gpuxent.evaluation.tokens import BlockResult
@@ -49,6 +51,27 @@ class TemperatureFit:
     def to_dict(self) -> dict[str, Any]:
         """For JSON: None for what is not finite."""
         return finite(asdict(self))
+
+
+@dataclass(frozen=True)
+class TemperatureCheck:
+    """What `check_temperature` returns: the temperature of one part of the rows, and the reliability of the other part
+    before and after logits are divided by it."""
+
+    fit: TemperatureFit
+    before: Reliability
+    after: Reliability
+
+    @property
+    def helps(self) -> bool:
+        """Did both NLL and ECE fall on the rows held out?"""
+        nll, ece = self.after.nll.value < self.before.nll.value, self.after.ece.value < self.before.ece.value
+        return nll and ece
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: None for what is not finite."""
+        parts = {name: getattr(self, name).to_dict() for name in ("fit", "before", "after")}
+        return parts | {"helps": self.helps}
 
 
 @dataclass(frozen=True)
@@ -102,7 +125,7 @@ class SlopeSums:
 
 
 @dataclass(frozen=True)
-class SlopeJob(Job):
+class SlopeJob(PartJob):
     """A job whose passes leave SlopeSums behind."""
 
     def identity(self) -> SlopeSums:
