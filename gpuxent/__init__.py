@@ -3,8 +3,8 @@
 Losses from logits: cross_entropy, binary_cross_entropy, their *_and_grad and *_from_probs twins. Normalizers:
 logsumexp, softmax, log_softmax. Information: entropy, kl_divergence, js_divergence, cross_entropy_between, with
 *_from_probs twins. From hidden states and a classifier: linear_cross_entropy, linear_cross_entropy_and_grad. Data
-sets: perplexity, evaluate, linear_logits. Estimator: SoftmaxRegression. CPU threads: threads. Arrays are NumPy's,
-CuPy's or Dask's, or tensors on a GPU; what comes out is of the same kind.
+sets: perplexity, evaluate, linear_logits, and the module gpuxent.calibration. Estimator: SoftmaxRegression. CPU
+threads: threads. Arrays are NumPy's, CuPy's or Dask's, or tensors on a GPU; what comes out is of the same kind.
 """
 
 from typing import TYPE_CHECKING

@@ -1,21 +1,33 @@
 """Temperatures against grids, roots in 50 digits and loops; bins and scores against fractions and scikit-learn;
 invariances; what is refused and why."""
 
+import json
 import math
+import re
+from dataclasses import replace
 from fractions import Fraction
 
 import dask.array as da
+import distributed
 import ml_dtypes
 import mpmath
 import numpy as np
 import oracle
 import pytest
 from makers import logits as peaked
+from test_cli import gpuxent, strict_json
 
 import gpuxent as gx
-from gpuxent.calibration import classwise_reliability, fit_temperature, reliability, reliability_of_run
+from gpuxent.calibration import (
+    check_temperature,
+    classwise_reliability,
+    fit_temperature,
+    reliability,
+    reliability_of_run,
+)
 from gpuxent.evaluation import driver
 from gpuxent.evaluation.forecasts import Forecasts
+from gpuxent.evaluation.held_out import drawn
 from gpuxent.evaluation.reliability import Resampling, measure, statistics
 from gpuxent.evaluation.temperature import MOST_PASSES
 
@@ -158,6 +170,28 @@ def test_hidden_states_and_a_classifier():
     assert abs(fit.temperature / fit_temperature(x, y).temperature - 1) < 1e-9
 
 
+def test_the_same_bits_on_a_cluster(tmp_path):
+    x, y = sampled(211, 33, 1.6, np.float32)
+    names = np.arange(211) // 10
+    np.save(tmp_path / "x.npy", x)
+    lazy = da.from_array(x, chunks=(50, -1))
+    fit, found = fit_temperature(x, y, documents=names), reliability(x, y, documents=names, resamples=10)
+    check = check_temperature(x, y, resamples=10)
+    bits = sampled_bits((60, 3), 1.5)
+    sigmoids = reliability(*bits, kind="sigmoid", resamples=10)
+    with distributed.Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=":0") as client:
+        assert fit_temperature(tmp_path / "x.npy", y, documents=names, client=client) == fit
+        assert fit_temperature(lazy, y, documents=names) == fit
+        again = reliability(tmp_path / "x.npy", y, documents=names, resamples=10, client=client)
+        assert again.to_dict() == found.to_dict()
+        assert reliability(lazy, y, documents=names, resamples=10).to_dict() == found.to_dict()
+        assert check_temperature(lazy, y, resamples=10).to_dict() == check.to_dict()
+        again = reliability(da.from_array(bits[0], chunks=(25, -1)), bits[1], kind="sigmoid", resamples=10)
+        assert again.to_dict() == sigmoids.to_dict()
+        with pytest.raises(TypeError, match="an array in memory"):
+            fit_temperature(x, y, client=client)
+
+
 def test_rows_that_do_not_count():
     x, y = sampled(120, 7, 2.0)
     x, y = x.reshape(3, 40, 7), y.reshape(3, 40)
@@ -203,8 +237,8 @@ def test_no_best_temperature():
 
 def test_nearly_none_is_found():
     """One label of ten thousand is wrong by a little: the temperature is small, and finite."""
-    x = np.zeros((10000, 2))
-    x[:, 0] = 1.0
+    x = np.full((10000, 2), 4.0)
+    x[:, 0] = 5.0
     y = np.zeros(10000, int)
     y[17] = 1
     fit = fit_temperature(x, y)
@@ -393,6 +427,7 @@ def test_reliability_is_the_same_from_any_source_and_in_any_blocks(tmp_path, mon
     monkeypatch.setattr(driver.ThreadWorkers, "read_bytes", 4000)
     assert reliability(x, y, documents=names).to_dict() == whole
     assert reliability(x, y, documents=names, memory=10000).to_dict() == whole
+    assert reliability(x, y, memory=10000).to_dict() == reliability(x, y, memory=10**9).to_dict()
 
 
 def test_a_run_that_is_not_finished(tmp_path):
@@ -636,3 +671,152 @@ def test_kinds_refused():
         fit_temperature(products, y, kind="sigmoid")
     with pytest.raises(ValueError, match=r"logits\[0, :\] has 1 entry negative"):
         reliability(x + 10, y, kind="sigmoid", given="probs")
+
+
+# ---- checked on rows held out ----
+
+
+def test_fitted_on_some_documents_and_checked_on_the_others():
+    x, y = sampled(3000, 6, 2.0)
+    names = np.random.default_rng(1).integers(-(2**62), 2**62, 150).repeat(20)
+    order = np.random.default_rng(2).permutation(3000)
+    x, y, names = x[order], y[order], names[order]
+    check = check_temperature(x, y, documents=names, held_out=0.3, seed=4)
+    inside = drawn(names, 0.3, 4)
+    assert 0.2 < inside.mean() < 0.4
+    assert not set(names[inside]) & set(names[~inside])
+    assert check.fit == replace(fit_temperature(x[~inside], y[~inside], documents=names[~inside]), ignored=inside.sum())
+    for part, temperature in ((check.before, 1.0), (check.after, check.fit.temperature)):
+        alone = reliability(x[inside], y[inside], documents=names[inside], temperature=temperature, seed=4)
+        assert part.to_dict() == alone.to_dict() | {"ignored": (~inside).sum()}
+    assert check.helps
+    assert check.after.nll.value < check.before.nll.value
+    assert check_temperature(x, y, documents=names, held_out=0.3, seed=4, memory=30000).to_dict() == check.to_dict()
+    assert check_temperature(x, y, documents=names, held_out=0.3, seed=5).fit != check.fit
+
+
+def test_what_does_not_help():
+    x, y = sampled(600, 6, 1.0)
+    check = check_temperature(x, y, seed=3)
+    worse = check.after.nll.value >= check.before.nll.value or check.after.ece.value >= check.before.ece.value
+    assert check.helps == (not worse)
+    x[drawn(np.arange(600), 0.5, 0)] /= 4
+    assert not check_temperature(x * 4, y).helps  # the rows held out are as they should be, the others too sure
+    with pytest.raises(ValueError, match="no row to fit a temperature to"):
+        check_temperature(x, y, held_out=1)
+    with pytest.raises(ValueError, match="held_out must be a number above 0 and at most 1, got 0"):
+        check_temperature(x, y, held_out=0)
+
+
+def test_sigmoids_are_held_out_by_rows():
+    x, y = sampled_bits((400, 3), 2.0)
+    check = check_temperature(x, y, kind="sigmoid")
+    inside = drawn(np.arange(400), 0.5, 0)
+    assert check.fit.temperature == fit_temperature(x[~inside], y[~inside], kind="sigmoid").temperature
+    assert (check.before.scored, check.before.documents) == (3 * inside.sum(), inside.sum())
+
+
+def test_drawn_evenly():
+    for seed in range(3):
+        inside = drawn(np.arange(100000), 0.25, seed)
+        assert abs(inside.mean() - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 100000)
+        assert abs((inside[1:] & inside[:-1]).mean() - 0.0625) < 0.005
+    assert (drawn(np.arange(1000), 0.25, 0) != drawn(np.arange(1000), 0.25, 1)).any()
+    assert not (drawn(np.arange(1000), 0.25, 0) & ~drawn(np.arange(1000), 0.5, 0)).any()
+
+
+# ---- what looks like something else ----
+
+
+def test_probabilities_as_logits_are_warned_of():
+    x, y = sampled(200, 8, 1.5, np.float32)
+    probs = gx.softmax(x)
+    for function in (reliability, fit_temperature, check_temperature, classwise_reliability):
+        with pytest.warns(UserWarning, match="in \\[0, 1\\] and sum to 1: if they are probabilities") as caught:
+            function(probs, y)
+        assert caught[0].filename == __file__
+
+
+def test_softmax_twice_is_warned_of(tmp_path):
+    x, y = sampled(200, 8, 1.5)
+    twice = gx.softmax(gx.softmax(x))
+    with pytest.warns(UserWarning, match="softmax applied twice"):
+        reliability(twice, y, given="probs")
+    np.save(tmp_path / "x.npy", np.log(twice))
+    with pytest.warns(UserWarning, match="softmax applied twice"):
+        fit_temperature(tmp_path / "x.npy", y)
+
+
+def test_log_probabilities_are_logits():
+    x, y = sampled(200, 8, 1.5)  # a warning would be an error
+    again = reliability(gx.log_softmax(x), y)
+    for name, one in reliability(x, y).estimates.items():
+        assert abs(getattr(again, name).value - one.value) < 1e-12, name
+    fit = fit_temperature(gx.log_softmax(x), y)
+    assert abs(fit.temperature / fit_temperature(x, y).temperature - 1) < 1e-9
+
+
+# ---- the command ----
+
+
+def calibrate(*arguments):
+    done = gpuxent("calibrate", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture
+def files(tmp_path):
+    x, y = sampled(600, 8, 2.0, np.float32)
+    names = np.arange(600) // 5
+    arrays = {"x": x, "y": y, "names": names, "probs": gx.softmax(x)}
+    paths = {name: tmp_path / f"{name}.npy" for name in arrays}
+    for name, array in arrays.items():
+        np.save(paths[name], array)
+    return arrays, paths
+
+
+def test_the_command_is_check_temperature(files, tmp_path):
+    arrays, paths = files
+    options = {"documents": arrays["names"], "held_out": 0.4, "bins": 12, "binning": "mass", "resamples": 200}
+    expected = check_temperature(arrays["x"], arrays["y"], **options)
+    where = ("--labels", paths["y"], "--documents", paths["names"], "--memory", "1MB")
+    how = ("--held-out", 0.4, "--bins", 12, "--binning", "mass", "--resamples", 200)
+    out = tmp_path / "out.json"
+    calibrate(paths["x"], *where, *how, "--format", "json", "--output", out)
+    found = strict_json(out.read_text())
+    run = found.pop("run")
+    assert found == json.loads(json.dumps(expected.to_dict()))
+    assert (run["kind"], run["held_out"], run["logits"]) == ("softmax", 0.4, str(paths["x"]))
+    table = calibrate(paths["x"], *where, *how).stdout
+    assert f"temperature {expected.fit.temperature:.6g} ±" in table
+    assert re.search(r"^ECE +[\d.]+ +[\d.]+ - [\d.]+ +[\d.]+ +[\d.]+ - [\d.]+$", table, re.MULTILINE)
+    assert "Bins, after" in table
+    assert "| NLL, nats |" in calibrate(paths["x"], *where, *how, "--format", "markdown").stdout
+
+
+def test_the_command_on_probabilities_and_on_a_run(files, tmp_path):
+    arrays, paths = files
+    where = ("--labels", paths["y"], "--format", "json", "--resamples", 20)
+    found = strict_json(calibrate(paths["probs"], "--from", "probs", *where).stdout)
+    expected = reliability(arrays["probs"], arrays["y"], given="probs", resamples=20)
+    assert found["ece"] == json.loads(json.dumps(expected.to_dict()["ece"]))
+    warned = calibrate(paths["probs"], "--no-fit", *where)
+    assert "gpuxent: warning: logits" in warned.stderr
+    assert "--from probs" in warned.stderr
+    gx.evaluate(arrays["x"], arrays["y"], run=tmp_path / "run")
+    found = strict_json(calibrate("--run", tmp_path / "run", "--format", "json", "--resamples", 20).stdout)
+    assert found["nll"]["value"] == reliability(arrays["x"], arrays["y"], resamples=0).nll.value
+
+
+def test_the_command_refuses(files):
+    paths = files[1]
+    for arguments, code, message in (
+        ((), 2, "either logits or --run"),
+        ((paths["x"],), 2, "only a .kld file has its own"),
+        ((paths["x"], "--labels", paths["x"]), 3, "must be integers"),
+        ((paths["x"], "--labels", paths["y"], "--level", 1), 3, "level must be below 1"),
+        (("--run", paths["x"].parent), 3, "run"),
+    ):
+        done = gpuxent("calibrate", *arguments)
+        assert (done.returncode, message in done.stderr) == (code, True), done.stderr

@@ -23,6 +23,11 @@ def test_examples_run():
             assert names["model"].score(names["features"], names["classes"]) > 0.5
             assert abs(names["model"].loss_curve_[-1] - names["online"].loss_curve_[-1]) < 0.05
             assert np.allclose(names["lazy"].compute(), names["model"].predict_proba(names["features"]))
+        if "calibration." in block:
+            assert abs(names["fit"].temperature - 2) < 4 * names["fit"].stderr_iid
+            assert names["check"].helps
+            assert names["found"].ece.low > 0.1
+            assert names["each"].classes == (3, 17)
         if "gx.linear_cross_entropy" in block:
             assert (
                 abs(names["loss"] - gx.cross_entropy(names["hidden"] @ names["classifier"].T, names["labels"])) < 1e-4
@@ -30,7 +35,7 @@ def test_examples_run():
             assert names["grad"].classifier.shape == (32000, 64)
     assert (names["head"].weight.grad != 0).any()
     assert names["kernel"].shape == names["grad"].shape == (64, 1000)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     assert names["logits"].shape == (2, 8, 50)
 
 

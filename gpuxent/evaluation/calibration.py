@@ -70,6 +70,8 @@ def fit_temperature(
 
     Returns: `TemperatureFit`, the same bit for bit under any chunking of rows, order of blocks and number of workers.
 
+    Warns: UserWarning: a sample of the rows looks like probabilities, or like softmax applied twice.
+
     Raises:
         ValueError: no temperature is best: every label has the largest logit of its row (T = 0), or labels have no
             larger logits than other classes (T = infinity); a loss that is NaN or infinite; no row counts.
@@ -138,6 +140,8 @@ def reliability(
         The others: as `evaluate`.
 
     Returns: `Reliability`. Counts are exact integers, and sums exact. About 40 bytes per row that counts are in memory.
+
+    Warns: as `fit_temperature`.
 
     Raises:
         ValueError: no row counts; a row has no distribution (NaN).

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from gpuxent import _arguments as arguments
-from gpuxent.backends import is_dask
+from gpuxent.backends import is_cupy, is_dask
 from gpuxent.evaluation.cluster import ClientWorkers, check_reachable, default_client
 from gpuxent.evaluation.evaluate import Data, as_source, open_job
 from gpuxent.evaluation.forecasts import ForecastJob, Forecasts, of_blocks
 from gpuxent.evaluation.job import Job
+from gpuxent.evaluation.sampling import kind_of_floats, sample_floats
 from gpuxent.evaluation.score import block_results, score, unchanged
 from gpuxent.evaluation.sigmoids import RepeatedSource, pairs
+from gpuxent.evaluation.sources import Source
 from gpuxent.evaluation.temperature import SlopeJob, SlopeSums, TemperatureFit, best_temperature
+
+DOUBT_BYTES = 4 * 2**20  # of logits to look at
+FEW_ROWS = 100  # may be near to uniform by chance
 
 
 def forecasts_of(
@@ -43,9 +50,12 @@ def of_ones(job: Job, probs: bool, **options: Any) -> Forecasts:
 def open_rows(
     kind: str, probs: bool, logits: Data, labels: Data, *, documents: Data | None, limit: int | None, **options: Any
 ) -> Job:
-    """The job of rows, or of elements as rows of two classes."""
+    """The job of rows, or of elements as rows of two classes. UserWarning of rows that look like something else."""
     if arguments.one_of(kind, "kind", ("softmax", "sigmoid")) == "softmax":
-        return open_job(logits, labels, documents=documents, limit=limit, **options)
+        job = open_job(logits, labels, documents=documents, limit=limit, **options)
+        for doubt in doubts(job.logits, probs):
+            warnings.warn(doubt, UserWarning, stacklevel=4)  # of the caller of a public function
+        return job
     for name in ("shift", "min_context"):
         if options[name]:
             raise ValueError(f"{name} must be 0 with kind='sigmoid', got {options[name]}")
@@ -92,3 +102,22 @@ def temperature_of(job: Job, memory: int | None = None, client: Any = None) -> T
 
     with unchanged(job):
         return best_temperature(at)
+
+
+def doubts(rows: Source, probs: bool) -> list[str]:
+    """What a sample of logits (..., vocab) says against them being what they are said to be; no result depends on it.
+
+    Logarithms of probabilities are logits as good as any: softmax does not change them. Arrays of Dask are not computed
+    for this, and nothing is brought from a GPU.
+    """
+    if hasattr(rows, "parts") or hasattr(rows, "row_edges") or is_cupy(getattr(rows, "array", None)):
+        return []
+    sample = sample_floats(rows, DOUBT_BYTES)
+    eps = float(ml_dtypes.finfo(rows.dtype.newbyteorder("=")).eps)
+    name, notes = kind_of_floats(sample, rows.shape[-1], eps)
+    found = []
+    if name == "probabilities" and not probs:
+        found.append("rows are in [0, 1] and sum to 1: if they are probabilities, say given='probs' (--from probs)")
+    if sample.rows >= FEW_ROWS:
+        found += [note for note in notes if "twice" in note]
+    return [f"logits ({rows.name}): {note}" for note in found]

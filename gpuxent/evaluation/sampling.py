@@ -128,13 +128,13 @@ def runs(total: int, row_bytes: int, budget: int, chunk: int = 1) -> Iterator[ra
         yield range(first, first + size)
 
 
-def sample_floats(source: Source) -> FloatSample:
-    """Of logits (..., vocab), or of a vector of floats."""
+def sample_floats(source: Source, budget: int = SAMPLE_BYTES) -> FloatSample:
+    """Of logits (..., vocab), or of a vector of floats; about so many bytes of them."""
     found, vector = FloatSample(), len(source.shape) < 2
     columns = None if vector else slice(0, source.shape[-1])
     row_bytes = source.dtype.itemsize * (1 if vector else source.shape[-1])
     total = math.prod(source.shape if vector else source.shape[:-1])
-    for run in runs(total, row_bytes, SAMPLE_BYTES, source.row_chunk):
+    for run in runs(total, row_bytes, budget, source.row_chunk):
         started = time.perf_counter()
         block = np.asarray(source.read(slice(run.start, run.stop), columns))
         found.seconds += time.perf_counter() - started
