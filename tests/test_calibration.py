@@ -779,9 +779,10 @@ def files(tmp_path):
 def test_the_command_is_check_temperature(files, tmp_path):
     arrays, paths = files
     options = {"documents": arrays["names"], "held_out": 0.4, "bins": 12, "binning": "mass", "resamples": 200}
+    options["backend"] = "numpy"
     expected = check_temperature(arrays["x"], arrays["y"], **options)
     where = ("--labels", paths["y"], "--documents", paths["names"], "--memory", "1MB")
-    how = ("--held-out", 0.4, "--bins", 12, "--binning", "mass", "--resamples", 200)
+    how = ("--held-out", 0.4, "--bins", 12, "--binning", "mass", "--resamples", 200, "--backend", "numpy")
     out = tmp_path / "out.json"
     calibrate(paths["x"], *where, *how, "--format", "json", "--output", out)
     found = strict_json(out.read_text())
