@@ -190,7 +190,10 @@ def calibrate(
     logits: Annotated[
         str | None, typer.Argument(metavar="[LOGITS]", help=f"Logits (..., vocab): {SOURCES}.", show_default=False)
     ] = None,
-    labels: Annotated[str | None, reading(help="Labels (...), integers.")] = None,
+    labels: Annotated[str | None, reading(help="Labels (...), integers; a .kld file has its own.")] = None,
+    hidden: Annotated[str | None, reading(help="Hidden states (..., features), instead of logits.")] = None,
+    classifier: Annotated[str | None, reading(help="What makes logits of them (vocab, features).")] = None,
+    bias: Annotated[str | None, reading(help="And is added to them (vocab).")] = None,
     kind: Annotated[Kind, reading(help="sigmoid: logits (rows,) or (..., columns), labels of 0 and 1.")] = Kind.softmax,
     given: Annotated[Given, reading("--from", help="What LOGITS holds.")] = Given.logits,
     run: Annotated[Path | None, reading("--run", help="A finished run of perplexity, instead of LOGITS.")] = None,
@@ -201,7 +204,7 @@ def calibrate(
     limit: Annotated[int | None, counting(help="Only the first so many rows.")] = None,
     ignore_index: Annotated[int, counting(help="Label of tokens that do not count.")] = -100,
     softcap: Annotated[float | None, scoring(help="First softcap * tanh(logits / softcap).")] = None,
-    fit: Annotated[bool, scoring("--fit/--no-fit", help="Fit a temperature, and check it on rows held out.")] = True,
+    fit: Annotated[bool, scoring("--fit/--no-fit", help="Of logits: a temperature, checked on rows held out.")] = True,
     held_out: Annotated[float, scoring(help="Share of documents (or rows) held out for that.")] = 0.5,
     bins: Annotated[int, scoring(help="Number of bins.")] = 15,
     binning: Annotated[Binning, scoring(help="Bins of equal width or of equal mass.")] = Binning.width,
@@ -217,21 +220,27 @@ def calibrate(
     after a temperature that is fitted on other rows."""
     from gpuxent.evaluation import calibration, calibration_report
     from gpuxent.evaluation.cluster import parse_memory
+    from gpuxent.evaluation.evaluate import linear_logits
     from gpuxent.evaluation.sources import open_source
 
-    if (logits is None) == (run is None):
-        raise typer.BadParameter("give either logits or --run", param_hint="LOGITS")
-    if logits is not None and labels is None and not logits.endswith(".kld"):
+    if [logits, hidden, run].count(None) != 2 or (hidden is None) != (classifier is None) or (bias and not hidden):
+        raise typer.BadParameter(
+            "give either logits, or --hidden and --classifier (and --bias), or --run", param_hint="LOGITS"
+        )
+    if run is None and labels is None and not (logits or "").endswith(".kld"):
         raise typer.BadParameter("must be given: only a .kld file has its own labels", param_hint="--labels")
     with bad_input_exits():
-        check_writable(output, logits, labels, documents, mask)
+        check_writable(output, logits, hidden, classifier, bias, labels, documents, mask)
         shown: dict[str, Any] = {"bins": bins, "binning": str(binning)}
         shown |= {"level": level, "resamples": resamples, "seed": seed}
         what: dict[str, Any] = {"gpuxent": __version__, "logits": logits, "labels": labels, "run": run} | shown
+        what |= {} if hidden is None else {"hidden": hidden, "classifier": classifier, "bias": bias}
         if run is not None:
             result: Any = calibration.reliability_of_run(run, **shown)
         else:
-            rows = open_source(str(logits))
+            rows: Any = open_source(str(logits)) if hidden is None else linear_logits(hidden, str(classifier), bias)
+            for warning in rows.warnings():
+                say(f"warning: {warning}")
             what |= {"source": f"{given}/{rows.dtype}", "shape": rows.shape, "kind": str(kind)}
             options: dict[str, Any] = {
                 "kind": str(kind),

@@ -29,6 +29,8 @@ from gpuxent.evaluation import driver
 from gpuxent.evaluation.forecasts import Forecasts
 from gpuxent.evaluation.held_out import drawn
 from gpuxent.evaluation.reliability import Resampling, measure, statistics
+from gpuxent.evaluation.sigmoids import RepeatedSource, pairs
+from gpuxent.evaluation.sources import ArraySource, DaskSource
 from gpuxent.evaluation.temperature import MOST_PASSES
 
 
@@ -577,6 +579,20 @@ def test_temperature_of_sigmoids(shape):
     assert fit_temperature(x, y.astype(bool), kind="sigmoid", memory=5000) == fit
 
 
+@pytest.mark.parametrize(("first", "stop"), [(0, 35), (5, 11), (7, 14), (9, 10), (34, 35), (3, 3)])
+def test_any_elements_are_read_as_pairs(first, stop):
+    x = np.random.default_rng(0).standard_normal((7, 5))
+    x[2, 3] = -np.inf
+    flat, names = x.ravel()[first:stop], np.arange(7) * 3
+    for array in (x, da.from_array(x, chunks=(3, 2))):
+        source = DaskSource(array) if array is not x else ArraySource(array)
+        assert np.array_equal(pairs(source, False).read(slice(first, stop)), np.stack([0 * np.isnan(flat), flat], 1))
+        assert np.array_equal(pairs(source, True).read(slice(first, stop)), np.stack([1 - flat, flat], 1))
+    repeated = RepeatedSource((7,), 5, ArraySource(names))
+    assert np.array_equal(repeated.read(slice(first, stop)), np.repeat(names, 5)[first:stop])
+    assert np.array_equal(RepeatedSource((7,), 5).read(slice(first, stop)), (np.arange(35) // 5)[first:stop])
+
+
 def test_documents_of_sigmoids_are_those_of_rows(tmp_path):
     x, y = sampled_bits((90, 3), 1.5)
     names = np.arange(90) // 6
@@ -810,10 +826,24 @@ def test_the_command_on_probabilities_and_on_a_run(files, tmp_path):
     assert found["nll"]["value"] == reliability(arrays["x"], arrays["y"], resamples=0).nll.value
 
 
+def test_the_command_on_hidden_states(files, tmp_path):
+    arrays, paths = files
+    classifier = np.random.default_rng(9).standard_normal((8, 8), dtype=np.float32) / 4 + np.eye(8, dtype=np.float32)
+    np.save(tmp_path / "classifier.npy", classifier)
+    where = ("--labels", paths["y"], "--format", "json", "--resamples", 20)
+    parts = ("--hidden", paths["x"], "--classifier", tmp_path / "classifier.npy")
+    found = strict_json(calibrate(*parts, *where).stdout)
+    expected = check_temperature(arrays["x"] @ classifier.T, arrays["y"], resamples=20)
+    assert abs(found["fit"]["temperature"] / expected.fit.temperature - 1) < 1e-6
+    assert abs(found["after"]["nll"]["value"] / expected.after.nll.value - 1) < 1e-6
+
+
 def test_the_command_refuses(files):
     paths = files[1]
     for arguments, code, message in (
-        ((), 2, "either logits or --run"),
+        ((), 2, "give either logits, or"),
+        ((paths["x"], "--run", "run"), 2, "give either logits, or"),
+        (("--hidden", paths["x"], "--labels", paths["y"]), 2, "give either logits, or"),
         ((paths["x"],), 2, "only a .kld file has its own"),
         ((paths["x"], "--labels", paths["x"]), 3, "must be integers"),
         ((paths["x"], "--labels", paths["y"], "--level", 1), 3, "level must be below 1"),

@@ -71,7 +71,7 @@ class ForecastScores:
 
     loss: np.ndarray  # nats; of probabilities the probability of the label
     p_max: np.ndarray
-    hit: np.ndarray
+    rank: np.ndarray  # classes before the label: 0 is a hit
     squares: np.ndarray  # sum of the squared probabilities
     lse: np.ndarray
     columns: np.ndarray  # (rows, classes): logits or probabilities of the chosen classes
@@ -80,7 +80,7 @@ class ForecastScores:
 
 
 def from_logits(stats: Any, halved: Any, labels: np.ndarray) -> tuple[np.ndarray, ...]:
-    """loss, p_max, hit, squares, lse; `halved` are the stats at half the temperature."""
+    """loss, p_max, rank, squares, lse; `halved` are the stats at half the temperature."""
     loss, _ = _row_loss.row_losses(stats, labels, 1.0, smoothing=0.0, z_loss=0.0, has_spread=False)
     squares = (1.0 + halved.rest) / (1.0 + stats.rest) ** 2
     return loss, 1.0 / (1.0 + stats.rest), stats.rank, squares, stats.max + _row_loss.log_of_sum(stats)
@@ -123,7 +123,7 @@ class ForecastJob(PartJob):
             self._check_probs(first, on, scores)
             with np.errstate(divide="ignore"):
                 loss = -np.log(taken.loss)
-        hit = (taken.hit == 0) & (loss < np.inf)
+        hit = (taken.rank == 0) & (loss < np.inf)
         probability, event = taken.p_max, hit
         if self.classes is not None:
             probability = taken.columns.astype(np.float64) if self.tolerance is not None else self._probabilities(taken)
