@@ -732,6 +732,19 @@ def test_sigmoids_are_held_out_by_rows():
     assert (check.before.scored, check.before.documents) == (3 * inside.sum(), inside.sum())
 
 
+def test_matrix_scaling_mends_what_no_temperature_can():
+    x, y = sampled(4000, 5, 1.0)
+    mixed = x @ (2 * np.eye(5) + np.random.default_rng(3).standard_normal((5, 5))) + np.arange(5.0)
+    model = gx.SoftmaxRegression().fit(mixed[:2000], y[:2000])
+    probs = model.predict_proba(mixed[2000:])
+    scaled = reliability(probs, y[2000:], given="probs")
+    fit = fit_temperature(mixed[:2000], y[:2000])
+    heated = reliability(mixed[2000:], y[2000:], temperature=fit.temperature)
+    best = reliability(x[2000:], y[2000:])
+    assert best.nll.value < scaled.nll.value < best.nll.value + 0.02 < heated.nll.value
+    assert scaled.ece.value < heated.ece.value
+
+
 def test_drawn_evenly():
     for seed in range(3):
         inside = drawn(np.arange(100000), 0.25, seed)
