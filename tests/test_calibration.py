@@ -713,9 +713,11 @@ def test_fitted_on_some_documents_and_checked_on_the_others():
 
 def test_what_does_not_help():
     x, y = sampled(600, 6, 1.0)
-    check = check_temperature(x, y, seed=3)
-    worse = check.after.nll.value >= check.before.nll.value or check.after.ece.value >= check.before.ece.value
-    assert check.helps == (not worse)
+    check = check_temperature(2 * x, y, seed=3)
+    assert check.helps
+    for name in ("nll", "ece"):  # one of them did not fall
+        assert not replace(check, after=replace(check.after, **{name: getattr(check.before, name)})).helps
+    assert check_temperature(2 * x, y, seed=3, memory=5000).to_dict() == check.to_dict()
     x[drawn(np.arange(600), 0.5, 0)] /= 4
     assert not check_temperature(x * 4, y).helps  # the rows held out are as they should be, the others too sure
     with pytest.raises(ValueError, match="no row to fit a temperature to"):
