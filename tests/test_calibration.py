@@ -25,7 +25,7 @@ from gpuxent.calibration import (
     reliability,
     reliability_of_run,
 )
-from gpuxent.evaluation import driver
+from gpuxent.evaluation import calibration_report, driver
 from gpuxent.evaluation.forecasts import Forecasts
 from gpuxent.evaluation.held_out import drawn
 from gpuxent.evaluation.reliability import Resampling, measure, statistics
@@ -651,6 +651,8 @@ def test_each_class_by_itself(backend, given):
     options = {"softcap": 6.0, "temperature": 1.2} if given == "logits" else {"given": given}
     found = classwise_reliability(x if given == "logits" else probs, y, bins=6, resamples=50, **options)
     assert found.classes == (0, 1, 2, 3, 4)
+    squares = ((probs[on] - np.eye(5)[y[on]]) ** 2).sum(axis=1).mean()
+    assert abs(found.by_class[0].brier_all_classes.value / squares - 1) < 1e-13
     for label, one in enumerate(found.by_class):
         expected, table = scores_by_fractions(probs[on, label], y[on] == label, np.linspace(0, 1, 7)[1:-1].tolist())
         for name, value in expected.items():
@@ -716,7 +718,11 @@ def test_what_does_not_help():
     check = check_temperature(2 * x, y, seed=3)
     assert check.helps
     for name in ("nll", "ece"):  # one of them did not fall
-        assert not replace(check, after=replace(check.after, **{name: getattr(check.before, name)})).helps
+        worse = replace(check, after=replace(check.after, **{name: getattr(check.before, name)}))
+        assert not worse.helps
+        (said,) = calibration_report.warnings(worse)
+        assert said == f"on the rows held out the temperature does not lower {name.upper()}"
+    assert not list(calibration_report.warnings(check))
     assert check_temperature(2 * x, y, seed=3, memory=5000).to_dict() == check.to_dict()
     x[drawn(np.arange(600), 0.5, 0)] /= 4
     assert not check_temperature(x * 4, y).helps  # the rows held out are as they should be, the others too sure

@@ -47,8 +47,8 @@ def write(
 def warnings(result: Reliability | TemperatureCheck) -> Iterator[str]:
     """What there is to warn of."""
     if isinstance(result, TemperatureCheck) and not result.helps:
-        risen = [name for name in ("nll", "ece") if _of(result.after, name) >= _of(result.before, name)]
-        yield f"on the rows held out the temperature does not lower {' and '.join(NAMES[name] for name in risen)}"
+        risen = [name for name in ("nll", "ece") if not _of(result.after, name) < _of(result.before, name)]
+        yield f"on the rows held out the temperature does not lower {' and '.join(map(str.upper, risen))}"
 
 
 def _of(result: Reliability, name: str) -> float:
