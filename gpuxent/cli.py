@@ -55,6 +55,13 @@ class ResultFormat(StrEnum):
     markdown = "markdown"
 
 
+class ComparisonFormat(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+    markdown = "markdown"
+
+
 @app.command()
 def perplexity(
     logits: Annotated[
@@ -161,6 +168,25 @@ def score_with_progress(
         row_progress(job.rows, console(stderr=True)) as watch,
     ):
         return evaluate_job(job, about, memory=size, workers=team, stop=stop, watch=watch, **kept)
+
+
+@app.command()
+def compare(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="A run's folder: perplexity --run filled it.")],
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="Another, on the same tokens.")],
+    format: Annotated[ComparisonFormat, writing(help="How to write the comparison.")] = ComparisonFormat.table,
+    output: Annotated[Path | None, writing(help="Write it to this file instead of stdout.")] = None,
+) -> None:
+    """Is OTHER worse than BASE, by how much, and where? From the tokens of two runs, without their logits."""
+    from gpuxent.evaluation import comparison_report
+    from gpuxent.evaluation.comparison import compare
+
+    with bad_input_exits():
+        check_writable(output)
+        result = compare(base, other)
+        with written_to(output) as file:
+            about = {"gpuxent": __version__, "base": base, "other": other}
+            comparison_report.write(result, format, about, file, 80 if output else None)
 
 
 @app.command()
