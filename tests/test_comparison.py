@@ -201,6 +201,7 @@ def folder(tmp_path_factory):
     gx.evaluate(1.3 * x, y, documents=d, run=path / "b", memory=1000)
     gx.evaluate(x, y, run=path / "no documents")
     gx.evaluate(x, np.where(np.arange(90) == 8, (y + 1) % 11, y), documents=d, run=path / "other label")
+    gx.evaluate(x, y, documents=np.where(np.arange(90) >= 80, 99, d), run=path / "other document")
     gx.evaluate(x, np.where(np.arange(90) == 70, -100, y), documents=d, run=path / "one less")
     gx.evaluate(x, np.where(np.arange(90) == 89, -100, y), documents=d, run=path / "last less")
     gx.evaluate(x[:80], y[:80], documents=d[:80], run=path / "shorter")
@@ -223,6 +224,7 @@ def test_runs(folder):
 ERRORS = [
     ("no documents", "a has document ids, but .*no documents has none"),
     ("other label", r"row 8 has label \d+ in .*a, but \d+ in .*other label"),
+    ("other document", "row 80 has document 8 in .*a, but 99 in .*other document"),
     ("one less", "row 70 counts in .*a, but not in .*one less"),
     ("last less", "row 89 counts in .*a, but not in .*last less"),
     ("shorter", "shorter must have the 90 rows of .*a, got 80"),
