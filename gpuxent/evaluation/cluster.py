@@ -197,7 +197,7 @@ def score_computed(job: Job, kind: str | None, first: int, labelled: Labelled, l
     if len(chunks[-1]) > 1:  # slices of the vocabulary are scored and merged, as they are without a cluster
         logits = da.from_array(logits, chunks=chunks)
     with threads(1):
-        scores = on_cpu(*vars(job.row_scores(logits, labelled.classes)).values())
+        scores = on_cpu(job.row_scores(logits, labelled.classes))
         return job.block_result(first, labelled, scores, computed_by(kind))
 
 

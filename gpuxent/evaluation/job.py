@@ -18,7 +18,7 @@ from gpuxent.evaluation.fingerprint import computed_by
 from gpuxent.evaluation.sources import Source
 from gpuxent.evaluation.statistics import Summary
 from gpuxent.evaluation.tokens import BlockResult, Tokens
-from gpuxent.evaluation.totals import RowScores, score_rows
+from gpuxent.evaluation.totals import score_rows
 
 RETRY_AFTER = (0.1, 1.0, 5.0)  # seconds; what a network file system needs to find its server again
 MOST_ID = np.iinfo(np.int64).max
@@ -89,7 +89,7 @@ class Job:
         fixed = getattr(self.logits, "tile_rows", None)
         return found if fixed is None else found | {"tile_rows": fixed}
 
-    def identity(self) -> Summary:
+    def identity(self) -> Any:
         return Summary.identity(self.topk, self.bins, documents=self.documents is not None)
 
     def score(self, first: int, stop: int, computing: AbstractContextManager[Any] | None = None) -> BlockResult:
@@ -102,19 +102,24 @@ class Job:
         logits = self._read(self.logits, first, stop, columns=slice(None))
         labelled = self.labelled(first, stop)
         with computing or nullcontext():
-            scores = on_cpu(*vars(self.row_scores(logits, labelled.classes)).values())
+            scores = on_cpu(self.row_scores(logits, labelled.classes))
             self.logits.check(slice(first, stop), slice(None))  # a mapped file is read only now
             return self.block_result(first, labelled, scores, computed_by(self.kind))
 
-    def row_scores(self, logits: Any, classes: np.ndarray) -> RowScores:
+    def row_scores(self, logits: Any, classes: np.ndarray) -> Any:
         """Of rows (n, vocab) on the CPU, on a GPU or (lazily) of Dask, and their classes as `labelled` gives them."""
+        logits, labels, options = self.opened(logits, classes)
+        return score_rows(logits, labels, **options)
+
+    def opened(self, logits: Any, classes: np.ndarray) -> tuple[Any, Any, dict[str, Any]]:
+        """(logits, labels, options), as `Rows.open` takes them."""
         if self.backend == "cupy" and isinstance(logits, np.ndarray):
             logits = to_gpu(logits)  # once: what is scored takes two reads
         labels = to_gpu(classes, logits) if is_cupy(logits) else classes
         backend = None if is_cupy(logits) else self.backend
-        return score_rows(logits, labels, ignore_index=IGNORED, check_labels=False, backend=backend, **self.transform)
+        return logits, labels, {"ignore_index": IGNORED, "check_labels": False, "backend": backend, **self.transform}
 
-    def block_result(self, first: int, labelled: Labelled, scores: RowScores, kind: str) -> BlockResult:
+    def block_result(self, first: int, labelled: Labelled, scores: Any, kind: str) -> BlockResult:
         rows = labelled.classes.size
         on = np.flatnonzero(labelled.classes != IGNORED)
         tokens = Tokens(
@@ -210,9 +215,9 @@ class Job:
         return values if columns is not None else np.asarray(on_host(computed(values)[0]))
 
 
-def on_cpu(*fields: Any) -> RowScores:
-    """RowScores of arrays of any kind."""
-    return RowScores(*map(on_host, computed(*fields)))
+def on_cpu(scores: Any) -> Any:
+    """RowScores, or another record of arrays of any kind, with NumPy arrays."""
+    return type(scores)(*map(on_host, computed(*vars(scores).values())))
 
 
 @dataclass(frozen=True)

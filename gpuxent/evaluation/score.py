@@ -55,10 +55,7 @@ def evaluate_job(
     check_about(job, about)
     if run is None and (resume or allow_mixed):
         raise ValueError(f"{'resume' if resume else 'allow_mixed'} is about a run in a folder, but run is not given")
-    files: dict[str, Source | None] = {
-        name: source for name, source in job.inputs.items() if source is not None and source.files()
-    }
-    before, kinds = fingerprint(files, {}), set[str]()
+    kinds = set[str]()
     with ExitStack() as stack:
         directory = None
         if run is not None:
@@ -66,14 +63,26 @@ def evaluate_job(
             what = fingerprint(job.inputs, job.options)
             directory = RunDirectory(run, what, job.rows, resume=resume, allow_mixed=allow_mixed)
             stack.enter_context(directory)
-        summary = score(job, directory, memory=memory, workers=workers, stop=stop, watch=watch, kinds=kinds)
-        if changed := differences(before, fingerprint(files, {})):  # what no single read could notice
-            raise ValueError(f"what was read changed meanwhile: {'; '.join(changed)}")
+        with unchanged(job):
+            summary = score(job, directory, memory=memory, workers=workers, stop=stop, watch=watch, kinds=kinds)
         mixed = tuple(sorted(kinds)) if directory is None else directory.mixed
         result = summary.result(rows=job.rows, metadata=about, mixed=mixed if len(mixed) > 1 else ())
         if directory is not None:
             directory.write_result(result.to_dict(by_document=False))
     return result
+
+
+@contextmanager
+def unchanged(job: Job) -> Iterator[None]:
+    """Around reads of the job's files: ValueError if they were not the same all the time, which no single read could
+    notice."""
+    files: dict[str, Source | None] = {
+        name: source for name, source in job.inputs.items() if source is not None and source.files()
+    }
+    before = fingerprint(files, {})
+    yield
+    if changed := differences(before, fingerprint(files, {})):
+        raise ValueError(f"what was read changed meanwhile: {'; '.join(changed)}")
 
 
 def check_about(job: Job, about: Metadata | None) -> None:
@@ -95,11 +104,11 @@ def score(
     stop: Stop | None = None,
     watch: Watch | None = None,
     kinds: set[str] | None = None,
-) -> Summary:
+) -> Any:
     """The summary of all rows, or of those done when `stop` was requested.
 
     `memory` bounds the logits in flight, in bytes (in each worker process, if a cluster has them); `kinds` gets the
-    `computed_by` of every block.
+    `computed_by` of every block. What the summary is, the job says.
     """
     summary, todo = job.identity(), [range(job.rows)]
     if run is not None:

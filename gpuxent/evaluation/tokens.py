@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from gpuxent.evaluation.statistics import Summary
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class BlockResult:
 
     first: int
     rows: int
-    summary: Summary
+    summary: Any  # a Summary, of a Job; it can be merged
     tokens: Tokens | None  # only if they are to be kept
     computed_by: str  # backend, CPU type and versions: what the last bits of a loss depend on
 
