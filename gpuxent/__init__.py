@@ -22,7 +22,8 @@ from gpuxent.divergences import (
     kl_divergence,
     kl_divergence_from_probs,
 )
-from gpuxent.evaluation.comparison import Comparison, compare
+from gpuxent.evaluation.compare import compare
+from gpuxent.evaluation.comparison import Comparison
 from gpuxent.evaluation.evaluate import evaluate, linear_logits, perplexity
 from gpuxent.evaluation.result import CalibrationBin, Evaluation
 from gpuxent.linear import linear_cross_entropy, linear_cross_entropy_and_grad

@@ -4,17 +4,20 @@ import json
 import math
 import re
 
+import dask.array as da
 import numpy as np
+import oracle
 import pytest
+from conftest import BACKENDS
+from makers import FLOAT_DTYPES, logits
 from typer.testing import CliRunner
 
 import gpuxent as gx
 from gpuxent.cli import app
-from gpuxent.evaluation import comparison, comparison_report
-from gpuxent.evaluation.comparison import Pairs
+from gpuxent.evaluation import comparison_report
+from gpuxent.evaluation.compare import _sliced
+from gpuxent.evaluation.pairs import LISTED, QUANTILES, Pairs
 from gpuxent.evaluation.tokens import Tokens
-
-QUANTILES = comparison.QUANTILES
 
 
 def tokens(nll, documents=None, seed=0, rank=None):
@@ -32,10 +35,10 @@ def tokens(nll, documents=None, seed=0, rank=None):
     )
 
 
-def pairs_of(base, other, cuts=()):
+def pairs_of(base, other, cuts=(), exact=True):
     found = Pairs()
     for start, stop in zip((0, *cuts), (*cuts, len(base)), strict=True):
-        found.add(*(comparison._sliced(side, slice(start, stop)) for side in (base, other)))
+        found = found.merge(Pairs.of(*(_sliced(side, slice(start, stop)) for side in (base, other)), exact=exact))
     return found.result()
 
 
@@ -110,7 +113,7 @@ def test_what_changed_most(two):
     base, other = two
     r = pairs_of(base, other)
     change = other.nll - base.nll
-    worst, best = np.argsort(-change)[: comparison.LISTED], np.argsort(change)[: comparison.LISTED]
+    worst, best = np.argsort(-change)[:LISTED], np.argsort(change)[:LISTED]
     assert [t.row for t in r.worse_tokens] == base.row[worst].tolist()
     assert [t.row for t in r.better_tokens] == base.row[best].tolist()
     first = r.worse_tokens[0]
@@ -124,9 +127,9 @@ def test_what_changed_most(two):
     means = [
         (change[base.document == d].mean(), int(d)) for d in np.unique(base.document) if (base.document == d).any()
     ]
-    expected = [d for mean, d in sorted(means, reverse=True) if mean > 0][: comparison.LISTED]
+    expected = [d for mean, d in sorted(means, reverse=True) if mean > 0][:LISTED]
     assert [d.document for d in r.worse_documents] == expected
-    assert [d.document for d in r.better_documents] == [d for m, d in sorted(means) if m < 0][: comparison.LISTED]
+    assert [d.document for d in r.better_documents] == [d for m, d in sorted(means) if m < 0][:LISTED]
 
 
 def test_nearly_equal_models_keep_the_digits_of_their_difference():
@@ -183,6 +186,137 @@ def test_intervals_hold_what_they_promise(clustered):
     assert 930 <= held <= 970
     if clustered:
         assert wrong > 150  # tokens are not independent, and their error knows nothing of it
+
+
+def test_quantiles_from_histograms_are_within_their_error(two):
+    exact, found = pairs_of(*two), pairs_of(*two, exact=False)
+    assert exact.quantile_error == 0
+    for q, value in exact.delta_p_quantiles.items():
+        assert found.delta_p_quantiles[q] == pytest.approx(value, rel=found.quantile_error)
+    assert pairs_of(*two, cuts=(5, 400), exact=False) == found
+    assert min(found.delta_p_quantiles.values()) < 0 < max(found.delta_p_quantiles.values())
+
+
+# ---- logits ----
+
+
+def two_models(dtype=np.float32, rows=60, vocab=37):
+    x = logits(rows, vocab, dtype, seed=1, kinds="ordinary")
+    noise = np.random.default_rng(2).normal(0, 0.5, x.shape)
+    y = np.random.default_rng(3).integers(0, vocab, rows)
+    y[::9] = -100
+    return x, (x.astype(np.float64) + noise).astype(dtype), y, np.repeat(np.arange(rows // 6), 6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=lambda d: np.dtype(d).name)
+def test_divergences_against_the_oracle(dtype, backend):
+    p, q, y, d = two_models(dtype)
+    r = gx.compare(p, q, y, documents=d, backend=backend)
+    on = y != -100
+    n = on.sum()
+    eps = 2e-6 if np.dtype(dtype) != np.float64 else 1e-13
+    kl, reverse, js = (
+        np.asarray(f, np.float64)[on]
+        for f in (oracle.kl_divergence(p, q), oracle.kl_divergence(q, p), oracle.js_divergence(p, q))
+    )
+    same = (p.astype(np.float64).argmax(1) == q.astype(np.float64).argmax(1))[on]
+    for estimate, x in ((r.kl, kl), (r.reverse_kl, reverse), (r.js, js), (r.same_top, same.astype(float))):
+        assert estimate.value == pytest.approx(x.mean(), rel=eps)
+        assert estimate.stderr_iid == pytest.approx(x.std(ddof=1) / math.sqrt(n), rel=10 * eps, abs=1e-15)
+        sums = np.bincount(d[on], weights=x - x.mean())
+        groups = len(np.unique(d[on]))
+        assert estimate.stderr_cluster == pytest.approx(
+            math.sqrt(groups / (groups - 1) * (sums**2).sum()) / n, rel=10 * eps, abs=1e-15
+        )
+    for level, value in r.kl_quantiles.items():
+        assert value == pytest.approx(np.quantile(kl, level), rel=2 * r.quantile_error)
+    for side, x in ((r.base, p), (r.other, q)):
+        alone = gx.evaluate(x, y, documents=d, backend=backend)
+        assert side.value == alone.cross_entropy
+        assert (side.stderr_cluster, side.stderr_iid) == (alone.stderr_cluster, alone.stderr_iid)
+    assert (r.base_entropy, r.scored, r.documents) == (gx.evaluate(p, y, backend=backend).entropy, n, groups)
+
+
+def test_a_model_against_itself():
+    p, _, y, d = two_models()
+    r = gx.compare(p, p, y, documents=d)
+    assert (r.kl.value, r.reverse_kl.value, r.js.value, r.log_ratio.value) == (0, 0, 0, 0)
+    assert (r.same_top.value, r.correlation) == (1, pytest.approx(1))
+    assert set(r.kl_quantiles.values()) == {0.0}
+
+
+def test_every_kind_of_source_gives_the_same(tmp_path):
+    p, q, y, d = two_models()
+    expected = gx.compare(p, q, y, documents=d)
+    for name, array in (("p", p), ("q", q), ("y", y), ("d", d)):
+        np.save(tmp_path / f"{name}.npy", array)
+    files = [tmp_path / f"{name}.npy" for name in "pqy"]
+    assert gx.compare(*files, documents=tmp_path / "d.npy") == expected
+    assert gx.compare(*files, documents=tmp_path / "d.npy", memory=2000) == expected
+    lazy = [da.from_array(a, chunks=(17, -1)) for a in (p, q)]
+    assert gx.compare(*lazy, y, documents=d) == expected
+    short = gx.compare(p, q, y, documents=d, limit=30)
+    assert short == gx.compare(p[:30], q[:30], y[:30], documents=d[:30])
+    cut = [da.from_array(a, chunks=(17, 10)) for a in (p, q)]
+    assert gx.compare(*cut, y, documents=d).kl.value == pytest.approx(expected.kl.value, rel=1e-9)
+
+
+def test_hidden_states_on_either_side():
+    rng = np.random.default_rng(0)
+    hidden, classifier = rng.integers(-8, 9, (50, 6)) / 8, rng.integers(-8, 9, (37, 6)) / 4
+    p = hidden @ classifier.T  # exact
+    q, y = p + rng.normal(0, 0.3, p.shape), rng.integers(0, 37, 50)
+    expected, lazy = gx.compare(p, q, y), gx.linear_logits(hidden, classifier)
+    assert gx.compare(lazy, q, y) == expected
+    assert gx.compare(q, lazy, y) == gx.compare(q, p, y)
+    assert gx.compare(lazy, lazy, y).kl.value == 0
+
+
+def test_arrays_on_a_gpu():
+    cupy = pytest.importorskip("cupy")
+    p, q, y, d = two_models()
+    on_gpu, expected = gx.compare(cupy.asarray(p), cupy.asarray(q), cupy.asarray(y), documents=d), gx.compare(p, q, y)
+    assert on_gpu.kl.value == pytest.approx(expected.kl.value, rel=1e-6)
+    assert on_gpu.log_ratio.value == pytest.approx(expected.log_ratio.value, rel=1e-5)
+
+
+def test_special_rows():
+    """A class that only one model excludes; a row of NaN, and one that does not count whatever it holds."""
+    p = np.array([[0.0, 0.0, -np.inf], [0.0, 0.0, 0.0], [np.nan, 0.0, 0.0], [np.nan, 0.0, 0.0]])
+    q = np.array([[0.0, -np.inf, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    r = gx.compare(p, q, np.array([0, 1, -100, -100]))
+    assert (r.scored, r.bad) == (2, 0)
+    assert r.kl.value == math.inf
+    assert r.js.value == pytest.approx(math.log(2) / 4)  # half of each row lies where the other has nothing
+    bad = gx.compare(p, q, np.array([1, 1, 0, -100]))
+    assert (bad.scored, bad.bad, bad.first_bad_row) == (3, 2, 0)
+    assert math.isnan(bad.kl.value)
+    nothing = gx.compare(p, q, np.full(4, -100))
+    assert (nothing.scored, nothing.kl) == (0, None)
+
+
+LOGITS = np.zeros((4, 3))
+BAD = [
+    (
+        (LOGITS, np.zeros((4, 5)), np.zeros(4, int)),
+        {},
+        ValueError,
+        "must have the vocabulary of base, 3 classes, got 5",
+    ),
+    ((LOGITS, np.zeros((5, 3)), np.zeros(4, int)), {}, ValueError, r"must have the rows of base, \(4,\), got \(5,\)"),
+    ((LOGITS, np.zeros((4, 3), int), np.zeros(4, int)), {}, TypeError, r"other \(other\) must be float16, bfloat16"),
+    ((LOGITS, LOGITS, np.array([0, 1, 2, 3])), {}, IndexError, r"labels\[3\] is 3, expected a class in \[0, 3\)"),
+    ((LOGITS, LOGITS), {}, ValueError, "labels must be given to compare logits"),
+    ((LOGITS, LOGITS), {"limit": 3}, ValueError, "limit goes with labels"),
+    ((LOGITS, LOGITS, np.zeros(4, int)), {"client": object()}, TypeError, "base must be a file or an array of Dask"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "options", "kind", "message"), BAD)
+def test_bad_input(arguments, options, kind, message):
+    with pytest.raises(kind, match=message):
+        gx.compare(*arguments, **options)
 
 
 # ---- runs ----
@@ -295,3 +429,40 @@ def test_the_command_on_what_is_no_run(folder, tmp_path):
     assert err.count("\n") == 1
     with pytest.raises(ValueError, match="form must be one of table, json, csv, markdown, got 'xml'"):
         comparison_report.write(gx.compare(path / "a", path / "b"), "xml", {}, None)
+
+
+def test_the_command_on_logits(tmp_path):
+    p, q, y, d = two_models()
+    for name, array in (("p", p), ("q", q), ("y", y), ("d", d), ("h", p @ np.eye(37, dtype=np.float32))):
+        np.save(tmp_path / f"{name}.npy", array)
+    np.save(tmp_path / "w.npy", np.eye(37, dtype=np.float32))
+    paths = [tmp_path / "p.npy", tmp_path / "q.npy", "--labels", tmp_path / "y.npy", "--documents", tmp_path / "d.npy"]
+    status, out, err = run(*paths)
+    assert status == 0
+    assert "difference +0.1438 nats" in err
+    for name in (
+        "mean KLD(base||other)",
+        "mean KLD(other||base)",
+        "mean JS divergence",
+        "same top class",
+        "within 0.39 %",
+    ):
+        assert name in out
+    found = json.loads(run(*paths, "--format", "json")[1])
+    assert found["kl"]["value"] == gx.compare(p, q, y, documents=d).kl.value
+    hidden = [tmp_path / "h.npy", *paths[1:], "--base-classifier", tmp_path / "w.npy", "--format", "json"]
+    assert json.loads(run(*hidden)[1])["kl"]["value"] == pytest.approx(found["kl"]["value"], rel=1e-6)
+    status, _, err = run(*paths[:2])
+    assert status == 3
+    assert "--labels must be given" in err
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_the_command_on_processes(workers, tmp_path):
+    p, q, y, _ = two_models()
+    for name, array in (("p", p), ("q", q), ("y", y)):
+        np.save(tmp_path / f"{name}.npy", array)
+    paths = [tmp_path / "p.npy", tmp_path / "q.npy", "--labels", tmp_path / "y.npy", "--format", "json"]
+    status, out, err = run(*paths, "--workers", workers)
+    assert status == 0, err
+    assert json.loads(out) == json.loads(run(*paths)[1])

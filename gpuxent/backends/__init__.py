@@ -114,6 +114,11 @@ def tile_rows(vocab: int, dtype: np.dtype) -> int:
     return import_module("gpuxent.backends._linear").tile_rows(vocab, dtype)
 
 
+def made(logits: Any) -> Any:
+    """Logits that are products as an array, others as they are."""
+    return import_module("gpuxent.backends._linear").made(logits) if is_linear(logits) else logits
+
+
 def is_linear(array: Any) -> bool:
     """Logits that are products, in memory; see `_linear`."""
     return _of_linear(type(array))  # type: ignore[arg-type]  # types are hashable

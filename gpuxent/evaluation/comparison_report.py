@@ -71,6 +71,14 @@ def estimates(r: Comparison) -> Iterator[tuple[str, str, Estimate]]:
     yield "PPL(other)-PPL(base)", "", r.difference
     yield "mean Δp", "%", r.delta_p
     yield "RMS Δp", "%", r.delta_p_rms
+    for name, how, estimate in (
+        ("mean KLD(base||other)", "nat", r.kl),
+        ("mean KLD(other||base)", "nat", r.reverse_kl),
+        ("mean JS divergence", "nat", r.js),
+        ("same top class", "%", r.same_top),
+    ):
+        if estimate is not None:
+            yield name, how, estimate
 
 
 def sections(result: Comparison) -> Iterator[Section]:
@@ -91,8 +99,7 @@ def sections(result: Comparison) -> Iterator[Section]:
     total = result.scored or math.nan
     right = [(name, f"{count:,}", percent(count / total)) for name, count in shares]
     yield Section("Whose most probable class is the label", ("", "tokens", "share"), right)
-    points = [(_level(q), f"{100 * value:+.4f} %") for q, value in result.delta_p_quantiles.items()]
-    yield Section("Δp, the change of the label's probability", ("quantile", "Δp"), points)
+    yield _quantiles(result)
     for title, documents in (
         ("Worse documents", result.worse_documents),
         ("Better documents", result.better_documents),
@@ -110,6 +117,17 @@ def _shown(how: str, estimate: Estimate, clustered: bool) -> list[str]:
     errors = [error(None if value is None else factor * value) for value in (*numbers, estimate.stderr_iid)]
     unit = f" {how}" if how else ""
     return [f"{decimal(factor * estimate.value)}{unit}", *errors]
+
+
+def _quantiles(result: Comparison) -> Section:
+    kl = result.kl_quantiles
+    rows = [
+        (_level(q), f"{100 * value:+.4f} %", *([] if kl is None else [f"{kl[q]:#.4g}"]))
+        for q, value in result.delta_p_quantiles.items()
+    ]
+    heads = ("quantile", "Δp", *([] if kl is None else ["KLD(base||other), nats"]))
+    note = f"within {percent(result.quantile_error)}" if result.quantile_error else ""
+    return Section("Of tokens; Δp is the change of the label's probability", heads, rows, note)
 
 
 def _level(q: float) -> str:
@@ -150,15 +168,22 @@ def _csv_lines(r: Comparison) -> Iterator[tuple[Any, ...]]:
         "difference",
         "delta_p",
         "delta_p_rms",
+        "kl",
+        "reverse_kl",
+        "js",
+        "same_top",
     ):
         estimate = getattr(r, name)
-        yield "result", "", name, estimate.value, estimate.stderr_cluster, estimate.stderr_iid, r.scored
+        if estimate is not None:
+            yield "result", "", name, estimate.value, estimate.stderr_cluster, estimate.stderr_iid, r.scored
     for name in ("correlation", "base_entropy", "other_entropy"):
         yield "result", "", name, getattr(r, name), None, None, r.scored
     for name in ("scored", "bad", "first_bad_row", "documents", "both_right", "only_base_right", "only_other_right"):
         yield "result", "", name, getattr(r, name), None, None, None
     for level, value in r.delta_p_quantiles.items():
         yield "quantile", level, "delta_p", value, None, None, r.scored
+    for level, value in (r.kl_quantiles or {}).items():
+        yield "quantile", level, "kl", value, None, None, r.scored
     for d in (*r.worse_documents, *r.better_documents):
         for side in ("base", "other"):
             yield "document", d.document, f"{side}_cross_entropy", getattr(d, side), None, None, d.scored
