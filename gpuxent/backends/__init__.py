@@ -13,7 +13,7 @@ losses.
     row_stats_and_grad(logits, labels, weights, *, spread, transform, also, out) -> (RowStats, dlogits)
         both, for rows with the whole vocabulary
     log_probs(logits, stats) -> log softmax, in the logits' dtype
-    pair_stats(p, q, p_stats, q_stats, *, divergence) -> PairStats
+    pair_stats(p, q, p_stats, q_stats, *, divergences) -> PairStats
         sums over two models' rows: logits with their stats, or probabilities without
     cross_sums, row_sums, onehot_sums, take_label, binary_losses, binary_sums, binary_grad
         see `_numpy_pairs` and `_numpy_binary`; every sum over a slice adds up to that of the row

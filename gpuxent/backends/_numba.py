@@ -318,24 +318,26 @@ def pair_stats(
     p_stats: RowStats | None = None,
     q_stats: RowStats | None = None,
     *,
-    divergence: str,
+    divergences: Sequence[str],
 ) -> PairStats:
-    """Sum of "kl" or "js" terms per row of p and q: logits with their stats, or probabilities (by NumPy)."""
+    """The fields of PairStats that are named: of rows of logits with their stats, or of probabilities (by NumPy)."""
     if p_stats is None or q_stats is None:
-        return _numpy.pair_stats(p, q, divergence=divergence)
+        return _numpy.pair_stats(p, q, divergences=divergences)
     first, second = Rows(p), Rows(q)
     with np.errstate(divide="ignore"):  # a row that is all -inf
         vectors = (p_stats.max, np.log1p(p_stats.rest), q_stats.max, np.log1p(q_stats.rest))
     normalizers = np.stack([np.ravel(vector) for vector in vectors])
-    out = np.empty(first.count)
+    out = np.zeros((3, first.count))
+    kl, js = not {"kl", "reverse_kl"}.isdisjoint(divergences), "js" in divergences
 
     def call(start: int, stop: int) -> None:
         sides = ((first.addresses, first.like), (second.addresses, second.like))
         padding = (np.empty(LANES, first.like.dtype), np.empty(LANES, second.like.dtype))
-        _numba_pairs.pair_rows(start, stop, *sides, first.columns, normalizers, divergence == "js", padding, out)
+        _numba_pairs.pair_rows(start, stop, *sides, first.columns, normalizers, (kl, js), padding, out)
 
     _over_rows(call, [first, second])
-    return PairStats(out.reshape(p.shape[:-1]))
+    found = dict(zip(("kl", "reverse_kl", "js"), out.reshape(3, *p.shape[:-1]), strict=True))
+    return PairStats(**{name: found[name] for name in divergences})
 
 
 # ---- sums of rows and independent sigmoids ----

@@ -40,22 +40,27 @@ J = (
 
 
 @entry
-def pair_rows(first, last, p, q, columns, normalizers, js, padding, out):
-    """The divergence of rows first to last. `p` and `q` = (addresses of the rows, an empty array of their type);
-    `normalizers` (4, rows): the maximum of p's row and ln(1 + rest), and q's; `padding`: a tile of LANES for each."""
+def pair_rows(first, last, p, q, columns, normalizers, wanted, padding, out):
+    """KL(p || q), KL(q || p) and JS of rows first to last, into `out` (3, rows).
+
+    `p` and `q` = (addresses of the rows, an empty array of their type); `normalizers` (4, rows): the maximum of p's row
+    and ln(1 + rest), and q's; `wanted` = (both KL?, JS?); `padding`: a tile of LANES for each.
+    """
     for i in range(first, last):
         tops = (normalizers[0, i], normalizers[1, i], normalizers[2, i], normalizers[3, i])
-        total = 0.0
+        kl, reverse, js = 0.0, 0.0, 0.0
         for start in range(0, columns, TILE):
             count = min(TILE, columns - start)
             x, y = elements(p[0][i], p[1], start, count), elements(q[0][i], q[1], start, count)
             whole = count - count % LANES
-            total += _divergence(x[:whole], y[:whole], tops, js)
+            more = _divergences(x[:whole], y[:whole], tops, wanted)
+            kl, reverse, js = kl + more[0], reverse + more[1], js + more[2]
             if whole < count:
                 _padded(x[whole:], padding[0])
                 _padded(y[whole:], padding[1])
-                total += _divergence(padding[0], padding[1], tops, js)
-        out[i] = total
+                more = _divergences(padding[0], padding[1], tops, wanted)
+                kl, reverse, js = kl + more[0], reverse + more[1], js + more[2]
+        out[0, i], out[1, i], out[2, i] = kl, reverse, js
 
 
 @inner
@@ -69,8 +74,9 @@ def _padded(rest, padding):
 
 
 @inner
-def _divergence(x, y, tops, js):
-    return _js(x, y, tops) if js else _kl(x, y, tops)
+def _divergences(x, y, tops, wanted):
+    kl, reverse = _kl(x, y, tops) if wanted[0] else (0.0, 0.0)
+    return kl, reverse, _js(x, y, tops) if wanted[1] else 0.0
 
 
 @exact
@@ -80,36 +86,49 @@ def _log_prob(x, top, log):
 
 @laned
 def _kl(x, y, tops):
-    total = 0.0
+    """Both ways."""
+    total, reverse = 0.0, 0.0
     for j in range(x.size):
         a, b = _log_prob(load(x, j), tops[0], tops[1]), _log_prob(load(y, j), tops[2], tops[3])
         p, q = scaled_exp(a, 0.0, 0.0, LOWEST), scaled_exp(b, 0.0, 0.0, LOWEST)
-        total += _kl_term(a - b, p, q)
-    return total
+        r = a - b
+        z = r * r
+        even, odd = _even(z), r * _odd(z)
+        near = abs(r) < 1.0
+        total += _kl_term(near, p * z * (even - odd), p, q, r)
+        reverse += _kl_term(near, q * z * (even + odd), q, p, -r)
+    return total, reverse
 
 
 @exact
-def _kl_term(r, p, q):
-    z = r * r
-    even = E8 * z + E7
-    even = even * z + E6
-    even = even * z + E5
-    even = even * z + E4
-    even = even * z + E3
-    even = even * z + E2
-    even = even * z + E1
-    even = even * z + E0
-    odd = O8 * z + O7
-    odd = odd * z + O6
-    odd = odd * z + O5
-    odd = odd * z + O4
-    odd = odd * z + O3
-    odd = odd * z + O2
-    odd = odd * z + O1
-    odd = odd * z + O0
-    term = p * z * (even - r * odd) if abs(r) < 1.0 else p * r - (p - q)
+def _kl_term(near, series, p, q, r):
+    term = series if near else p * r - (p - q)
     term = q if p == 0.0 else term
     return 0.0 if term < 0.0 else term
+
+
+@exact
+def _even(z):
+    s = E8 * z + E7
+    s = s * z + E6
+    s = s * z + E5
+    s = s * z + E4
+    s = s * z + E3
+    s = s * z + E2
+    s = s * z + E1
+    return s * z + E0
+
+
+@exact
+def _odd(z):
+    s = O8 * z + O7
+    s = s * z + O6
+    s = s * z + O5
+    s = s * z + O4
+    s = s * z + O3
+    s = s * z + O2
+    s = s * z + O1
+    return s * z + O0
 
 
 @laned

@@ -77,12 +77,11 @@ class PairJob(Job):
         for rows, found in zip((base, other), stats, strict=True):
             _, nll, entropy, rank, _ = rows.backend.map_rows(measures, found, rows.labels, outputs=5)
             measured.append((nll, entropy, rank))
-        kl = owner.pair_stats(base.logits, q, *stats, divergence="kl").divergence
-        reverse = owner.pair_stats(q, base.logits, *stats[::-1], divergence="kl").divergence
-        js = owner.pair_stats(base.logits, q, *stats, divergence="js").divergence
+        pair = owner.pair_stats(base.logits, q, *stats, divergences=DIVERGENCES)
         (nll, entropy, rank), (other_nll, other_entropy, other_rank) = measured
         same_top = stats[0].argmax == stats[1].argmax
-        return PairScores(nll, entropy, rank, other_nll, other_entropy, other_rank, kl, reverse, js, same_top)
+        divergences = (pair.kl, pair.reverse_kl, pair.js)
+        return PairScores(nll, entropy, rank, other_nll, other_entropy, other_rank, *divergences, same_top)
 
     def block_result(self, first: int, labelled: Labelled, scores: PairScores, kind: str) -> BlockResult:
         on = np.flatnonzero(labelled.classes != IGNORED)
