@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from llvmlite import ir
 from numba import carray, config, njit, types
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, overload
 
@@ -64,7 +64,15 @@ def entry(function):
 
 
 class Cache(FunctionCache):
-    """Numba's cache on disk, without which all works as well: a full disk or a broken file is no error."""
+    """Numba's cache on disk, without which all works as well: a full disk or a broken file is no error.
+
+    It holds for these sources. Numba looks at the time of the function's own file only, which says nothing of the other
+    functions that it calls, and is another one in every copy of the same sources.
+    """
+
+    def __init__(self, function):
+        super().__init__(function)
+        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, SOURCES)
 
     def load_overload(self, signature, *arguments):
         try:
@@ -79,10 +87,6 @@ class Cache(FunctionCache):
     def save_overload(self, *arguments):
         with suppress(Exception):  # a full disk, or an index that is no pickle
             super().save_overload(*arguments)
-
-    def _index_key(self, *arguments):
-        """With the sources of everything that the function may call: Numba looks at the function's own file only."""
-        return super()._index_key(*arguments), SOURCES
 
 
 def _digest():
