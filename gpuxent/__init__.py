@@ -3,8 +3,8 @@
 Losses from logits: cross_entropy, binary_cross_entropy, their *_and_grad and *_from_probs twins. Normalizers:
 logsumexp, softmax, log_softmax. Information: entropy, kl_divergence, js_divergence, cross_entropy_between, with
 *_from_probs twins. From hidden states and a classifier: linear_cross_entropy, linear_cross_entropy_and_grad. Data
-sets: perplexity, evaluate, linear_logits, and the module gpuxent.calibration. Estimator: SoftmaxRegression. CPU
-threads: threads. Arrays are NumPy's, CuPy's or Dask's, or tensors on a GPU; what comes out is of the same kind.
+sets: perplexity, evaluate, compare, linear_logits, and the module gpuxent.calibration. Estimator: SoftmaxRegression.
+CPU threads: threads. Arrays are NumPy's, CuPy's or Dask's, or tensors on a GPU; what comes out is of the same kind.
 """
 
 from typing import TYPE_CHECKING
@@ -22,6 +22,8 @@ from gpuxent.divergences import (
     kl_divergence,
     kl_divergence_from_probs,
 )
+from gpuxent.evaluation.compare import compare
+from gpuxent.evaluation.comparison import Comparison
 from gpuxent.evaluation.evaluate import evaluate, linear_logits, perplexity
 from gpuxent.evaluation.result import CalibrationBin, Evaluation
 from gpuxent.linear import linear_cross_entropy, linear_cross_entropy_and_grad
@@ -40,12 +42,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CalibrationBin",
+    "Comparison",
     "Evaluation",
     "LinearGrad",
     "RowSummary",
     "binary_cross_entropy",
     "binary_cross_entropy_and_grad",
     "binary_cross_entropy_from_probs",
+    "compare",
     "cross_entropy",
     "cross_entropy_and_grad",
     "cross_entropy_between",

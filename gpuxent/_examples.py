@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from sklearn.utils.validation import _check_sample_weight, check_array, validate
 from gpuxent import _arguments as arguments
 from gpuxent._records import Array
 from gpuxent.backends import backend_of, beside_rows, computed, is_cupy, is_dask, on_host, to_gpu
+
+PARTS, LARGE = 16, 2**20  # features in all, from which on threads are worth their while
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,14 @@ class Examples:
         for chunk in order:
             lazy = self.take_chunks(np.array([chunk]))
             yield Examples(*computed(*vars(lazy).values(), scheduler=None))
+
+    def parts(self) -> list[Examples]:
+        """As many as can be worked on side by side, the same on every machine: views, so of large NumPy arrays only."""
+        if not isinstance(self.features, np.ndarray) or self.features.size < LARGE:
+            return [self]
+        edges = [self.count * i // PARTS for i in range(PARTS + 1)]
+        slices = (slice(a, b) for a, b in pairwise(edges) if a < b)
+        return [Examples(*(None if part is None else part[s] for part in vars(self).values())) for s in slices]
 
     def split(self, share: float, rng: np.random.RandomState) -> tuple[Examples, Examples]:
         """(most, a random share): of rows, or of chunks where there are several."""

@@ -155,16 +155,19 @@ class LinearGrad:
 
 @dataclass(frozen=True)
 class PairStats:
-    """Sums over the classes of two models' rows, given both normalizers; merged by addition."""
+    """Sums over the classes of two models' rows, given both normalizers: divergences in nats, merged by addition.
+    Those that were not asked for are 0."""
 
-    divergence: Array
+    kl: Array | float = 0.0  # KL(p || q)
+    reverse_kl: Array | float = 0.0  # KL(q || p)
+    js: Array | float = 0.0
 
     @classmethod
     def identity(cls, shape: tuple[int, ...] = ()) -> PairStats:
-        return cls(np.zeros(shape))
+        return cls(*(np.zeros(shape) for _ in fields(cls)))
 
     def merge(self, other: PairStats) -> PairStats:
-        return PairStats(self.divergence + other.divergence)
+        return PairStats(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import reduce
+from math import fsum
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +16,7 @@ from gpuxent._optimizers import SCHEDULES, Arrays
 from gpuxent._records import Array
 from gpuxent._rows import Rows
 from gpuxent.backends import computed, is_cupy, linear_logits, on_gpu, on_host, to_gpu
+from gpuxent.backends._threads import one_blas_thread, run, threads
 
 FEATURE_BYTES, TILE_BYTES = 8 * 2**20, 64 * 2**20  # of a tile's features, and most of its logits
 
@@ -52,6 +56,10 @@ class Parameters:
         coef, intercept = np.split(vector, [self.coef.size])
         return Parameters(coef.reshape(self.coef.shape), intercept if intercept.size else None)
 
+    def plus(self, other: Parameters) -> Parameters:
+        intercept = None if self.intercept is None else self.intercept + other.intercept
+        return Parameters(self.coef + other.coef, intercept)
+
     def copy(self) -> Parameters:
         return Parameters(**{name: None if array is None else array.copy() for name, array in vars(self).items()})
 
@@ -82,20 +90,46 @@ class Objective:
     def loss(self, examples: Examples, parameters: Parameters) -> float:
         """Without the penalty."""
         rows = self._rows(examples, parameters)
-        return float(computed(self._mean(rows, rows.stats(), examples), scheduler=None)[0])
+        mean = self._mean(rows, rows.stats(), examples, examples.count / self.count)
+        return float(computed(mean, scheduler=None)[0])
 
     def loss_and_grad(self, examples: Examples, parameters: Parameters) -> tuple[float, Parameters]:
+        """As if there were no others."""
+        loss, grad = self._part(examples, parameters, examples.count / self.count)
+        return self._with_penalty(loss, grad, parameters)
+
+    def whole_loss_and_grad(self, parts: Sequence[Examples], parameters: Parameters) -> tuple[float, Parameters]:
+        """Of all examples, which the parts are; they are worked on side by side, and added up in their order."""
+        found: list[Any] = [None] * len(parts)
+
+        def work(places: Sequence[int]) -> None:
+            with threads(1) if len(parts) > 1 else nullcontext():
+                for i in places:
+                    found[i] = self._part(parts[i], parameters, 1.0)
+
+        run(work, range(len(parts)))
+        losses, grads = zip(*found, strict=True)
+        return self._with_penalty(fsum(losses), reduce(Parameters.plus, grads), parameters)
+
+    def _part(self, examples: Examples, parameters: Parameters, share: float) -> tuple[float, Parameters]:
+        """Without the penalty, over this share of the weight of all examples."""
         rows = self._rows(examples, parameters)
         wrt = ("classifier",) if parameters.intercept is None else ("classifier", "bias")
-        scale = self.count / (examples.count * self.weight)
+        scale = 1 / (share * self.weight)
         grad_output = np.float64(scale) if examples.weight is None else scale * examples.weight
         which = {"also": (), "wrt": wrt, "features": examples.features.shape[1]}
         stats, grad = rows.stats_and_parameter_grad(grad_output, 1.0, 1.0, **which)
-        mean = self._mean(rows, stats, examples)
+        mean = self._mean(rows, stats, examples, share)
         mean, coef, intercept = computed(mean, grad.classifier, grad.bias, scheduler=None)
         kept = slice(-len(parameters.coef), None)
-        penalty, pull = self._penalty(parameters.coef)
-        return float(mean) + penalty, Parameters(coef[kept] + pull, None if intercept is None else intercept[kept])
+        return float(mean), Parameters(coef[kept], None if intercept is None else intercept[kept])
+
+    def _with_penalty(self, loss: float, grad: Parameters, parameters: Parameters) -> tuple[float, Parameters]:
+        strength, coef = 1 / (self.C * self.weight), parameters.coef
+        wide = coef.astype(np.float64, copy=False)
+        pull = (strength * coef).astype(coef.dtype, copy=False)
+        penalty = float(strength / 2 * (wide * wide).sum())
+        return loss + penalty, Parameters(grad.coef + pull, grad.intercept)
 
     def _rows(self, examples: Examples, parameters: Parameters) -> Rows:
         return Rows.open(
@@ -107,15 +141,10 @@ class Objective:
             check_labels=False,
         )
 
-    def _mean(self, rows: Rows, stats: Any, examples: Examples) -> Any:
+    def _mean(self, rows: Rows, stats: Any, examples: Examples, share: float) -> Any:
         losses, _ = rows.losses(stats)
         weighted = losses if examples.weight is None else losses * examples.weight
-        return rows.backend.total(weighted, self.weight * examples.count / self.count)
-
-    def _penalty(self, coef: Array) -> tuple[float, Array]:
-        strength = 1 / (self.C * self.weight)
-        wide = coef.astype(np.float64, copy=False)
-        return float(strength / 2 * (wide * wide).sum()), (strength * coef).astype(coef.dtype, copy=False)
+        return rows.backend.total(weighted, self.weight * share)
 
 
 Report = Callable[[float], None]  # told the objective of an iteration
@@ -130,9 +159,11 @@ def lbfgs(
     """
     from scipy.optimize import minimize
 
+    parts = examples.parts()
+
     def value_and_grad(vector: np.ndarray) -> tuple[float, np.ndarray]:
         parameters = start.with_vector(vector).beside(examples.features)
-        value, grad = objective.loss_and_grad(examples, parameters)
+        value, grad = objective.whole_loss_and_grad(parts, parameters)
         if np.isnan(value):
             raise ValueError("the objective is nan: X holds NaN or infinity")
         return value, grad.vector()
@@ -143,7 +174,9 @@ def lbfgs(
     ftol = 0.0 if tol is None else 64 * np.finfo(float).eps
     options = {"maxiter": max_iter, "maxls": 50, "gtol": tol or 0.0, "ftol": ftol}
     how = {"method": "L-BFGS-B", "jac": True, "callback": callback, "options": options}
-    result = minimize(value_and_grad, start.vector(), **how)
+    # Threads of BLAS wait for each other in every tile: parts that go side by side need not.
+    with one_blas_thread() if len(parts) > 1 else nullcontext():
+        result = minimize(value_and_grad, start.vector(), **how)
     return start.with_vector(result.x).beside(examples.features), "" if result.status == 0 else str(result.message)
 
 

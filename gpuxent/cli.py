@@ -56,6 +56,13 @@ class ResultFormat(StrEnum):
     markdown = "markdown"
 
 
+class ComparisonFormat(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+    markdown = "markdown"
+
+
 @app.command()
 def perplexity(
     logits: Annotated[
@@ -159,7 +166,7 @@ def score_with_progress(
     with (
         cluster.workers(*workers) as team,
         interruptible(stop, say),
-        row_progress(job.rows, console(stderr=True)) as watch,
+        row_progress(job.rows, console(stderr=True), loss_so_far) as watch,
     ):
         return evaluate_job(job, about, memory=size, workers=team, stop=stop, watch=watch, **kept)
 
@@ -266,6 +273,87 @@ def calibrate(
             say(f"warning: {warning}")
         with written_to(output) as file:
             calibration_report.write(result, str(format), what, file, 80 if output else None)
+
+
+@app.command()
+def compare(
+    base: Annotated[str, typer.Argument(metavar="BASE", help=f"A run's folder, or logits (..., vocab): {SOURCES}.")],
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="Another, on the same tokens.")],
+    labels: Annotated[str | None, reading(help="Labels (...) of logits, integers; a .kld file has its own.")] = None,
+    base_classifier: Annotated[str | None, reading(help="BASE is hidden states; this makes logits of them.")] = None,
+    other_classifier: Annotated[str | None, reading(help="The same of OTHER.")] = None,
+    base_bias: Annotated[str | None, reading(help="Is added to the logits of BASE (vocab).")] = None,
+    other_bias: Annotated[str | None, reading(help="The same of OTHER.")] = None,
+    documents: Annotated[str | None, reading(help="Document ids (...): standard errors by document.")] = None,
+    mask: Annotated[str | None, counting(help="Which labels count (...): booleans, or integers other than 0.")] = None,
+    shift: Annotated[int, counting(help="1: a row is scored by the label after it.")] = 0,
+    min_context: Annotated[int, counting(help="Rows with less of their document before them do not count.")] = 0,
+    limit: Annotated[int | None, counting(help="Only the first so many rows.")] = None,
+    ignore_index: Annotated[int, counting(help="Label of tokens that do not count.")] = -100,
+    backend: Annotated[str | None, computing(help="numba, numpy or cupy; default: the best on the CPU.")] = None,
+    memory: Annotated[str | None, computing(help="Logits to hold in each process, such as 2GB.")] = None,
+    workers: Annotated[int | None, computing(help="Processes of this machine, instead of threads.", min=1)] = None,
+    scheduler: Annotated[str | None, computing(help="Address of a Dask scheduler, whose workers score.")] = None,
+    format: Annotated[ComparisonFormat, writing(help="How to write the comparison.")] = ComparisonFormat.table,
+    output: Annotated[Path | None, writing(help="Write it to this file instead of stdout.")] = None,
+) -> None:
+    """Is OTHER worse than BASE, by how much, and where? From both models' logits, or from the tokens of two runs."""
+    from gpuxent.evaluation import comparison_report
+    from gpuxent.evaluation.compare import compare_runs, open_pair_job
+
+    if labels is None and base.endswith(".kld"):
+        labels = f"{base}::labels"
+    with bad_input_exits():
+        check_writable(output, base, other, labels, documents, mask)
+        if labels is None:
+            if Path(base).is_file():
+                raise ValueError(f"--labels must be given: {base} is a file, and no run's folder")
+            result = compare_runs(base, other)
+        else:
+            job = open_pair_job(
+                with_classifier(base, base_classifier, base_bias),
+                with_classifier(other, other_classifier, other_bias),
+                labels,
+                documents=documents,
+                mask=mask,
+                shift=shift,
+                min_context=min_context,
+                limit=limit,
+                ignore_index=ignore_index,
+                backend=backend,
+            )
+            for warning in job.logits.warnings():
+                say(f"warning: {warning}")
+            result = compare_with_progress(job, workers=(workers, scheduler, None), memory=memory)
+        with written_to(output) as file:
+            about = {"gpuxent": __version__, "base": base, "other": other, "labels": labels, "documents": documents}
+            comparison_report.write(result, format, about, file, 80 if output else None)
+
+
+def with_classifier(path: str, classifier: str | None, bias: str | None) -> Any:
+    """Logits, or hidden states with what makes logits of them."""
+    from gpuxent.evaluation.evaluate import linear_logits
+
+    if classifier is None and bias is not None:
+        raise ValueError(f"the bias {bias} goes with a classifier")
+    return path if classifier is None else linear_logits(path, classifier, bias)
+
+
+def compare_with_progress(job: Any, *, workers: tuple[int | None, str | None, str | None], memory: str | None) -> Any:
+    """The comparison, on the workers asked for, with progress on stderr; Ctrl-C stops it, since nothing is kept."""
+    from gpuxent.evaluation import cluster
+    from gpuxent.evaluation.score import score, unchanged
+
+    def note(pairs: Any) -> str:
+        return f"difference {pairs.sums['log_ratio'].mean:+.4f} nats" if pairs.sums else "nothing compared yet"
+
+    size = None if memory is None else cluster.parse_memory(memory, "--memory")
+    with (
+        unchanged(job),
+        cluster.workers(*workers) as team,
+        row_progress(job.rows, console(stderr=True), note) as watch,
+    ):
+        return score(job, memory=size, workers=team, watch=watch).result()
 
 
 @app.command()
@@ -386,17 +474,20 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
         raise ValueError(f"{option} must be integers with commas between, got {text!r}") from None
 
 
+def loss_so_far(summary: Any) -> str:
+    totals = summary.totals
+    return f"cross-entropy {totals.mean_loss:.4f}" if totals.scored else "nothing scored yet"
+
+
 @contextmanager
-def row_progress(rows: int, console: Console) -> Iterator[Callable[[int, Any], None]]:
-    """A watch for `evaluate_job` that shows how many rows are done, and the cross-entropy so far."""
+def row_progress(rows: int, console: Console, note: Callable[[Any], str]) -> Iterator[Callable[[int, Any], None]]:
+    """A watch for `score` that shows how many rows are done, and what is noted of the summary so far."""
     from gpuxent.evaluation.progress import Progress
 
     with Progress(rows, "rows", console) as progress:
 
         def watch(done: int, summary: Any) -> None:
-            totals = summary.totals
-            note = f"cross-entropy {totals.mean_loss:.4f}" if totals.scored else "nothing scored yet"
-            progress.advance(done, note)
+            progress.advance(done, note(summary))
 
         yield watch
 

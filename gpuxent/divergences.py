@@ -94,7 +94,8 @@ def _divergence(p: Any, q: Any, divergence: str, backend: str | None) -> Array:
 def _pair_sums(p: Array, q: Array, divergence: str, backend: str | None) -> Array:
     owner = backend_of(p, backend)
     q = owner.laid_out_as(p, q)
-    return owner.pair_stats(p, q, owner.row_stats(p), owner.row_stats(q), divergence=divergence).divergence
+    found = owner.pair_stats(p, q, owner.row_stats(p), owner.row_stats(q), divergences=(divergence,))
+    return getattr(found, divergence)
 
 
 def _returned(p: Array, q: Array, values: Array) -> Array:
@@ -177,4 +178,4 @@ def _checked_pair(p: Any, q: Any, check: bool) -> tuple[Array, Array]:
 
 
 def _probs_divergence(p: Array, q: Array, divergence: str) -> Array:
-    return backend_of(p).pair_stats(p, q, divergence=divergence).divergence
+    return getattr(backend_of(p).pair_stats(p, q, divergences=(divergence,)), divergence)

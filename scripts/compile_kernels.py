@@ -4,31 +4,36 @@ no more registers than tests/kernel_registers.json allows.
 
 It needs no GPU, no driver and no CuPy, only the wheels of NVIDIA's run-time compiler and of CUDA's headers (extra
 "test"). Feature combinations that `builds()` does not mark `every_arch` are compiled for sm_90 alone, unless --all.
+What the compiler said of the same code is kept in ~/.cache/gpuxent/nvrtc, which may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import hashlib
 import json
 import os
 import re
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
 
 ROOT = Path(__file__).resolve().parents[1]
 CEILINGS = ROOT / "tests" / "kernel_registers.json"
 ARCHS = (75, 80, 86, 89, 90, 100, 120)
 MAIN_ARCH = 90
 SHOWN = 20  # failures
+KEPT_DAYS = 14
 
 sys.path.insert(0, str(ROOT))
 
@@ -129,11 +134,45 @@ def nvrtc() -> Nvrtc:
 def compile_unit(unit: Unit) -> list[Kernel]:
     """CompileError names the kernel and the architecture."""
     try:
-        log, lowered = nvrtc().compile(_cupy_core.source(*unit.files), unit.names, unit.arch, _cupy_core.OPTIONS)
+        log, lowered = said(_cupy_core.source(*unit.files), unit.names, unit.arch, _cupy_core.OPTIONS)
         return figures(log, dict(zip(lowered, unit.names, strict=True)), unit.arch)
     except CompileError as error:
         names = f"{unit.names[0]} ({'+'.join(unit.files)})" if unit.names else "+".join(unit.files)
         raise CompileError(f"{names} on sm_{unit.arch}:\n{error}") from None
+
+
+def said(source: str, names: Sequence[str], arch: int, options: Sequence[str]) -> tuple[str, list[str]]:
+    """As `Nvrtc.compile`; what it refuses is not kept."""
+    key = hashlib.sha256(json.dumps([wheels(), source, names, arch, options]).encode()).hexdigest()
+    path = kept() / f"{key}.json"
+    with suppress(OSError, ValueError):  # not there, or not whole
+        log, lowered = json.loads(path.read_text(encoding="utf-8"))
+        path.touch()
+        return log, lowered
+    found = nvrtc().compile(source, names, arch, options)
+    with suppress(OSError):  # no place to keep it
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+            json.dump(found, file)
+        os.replace(file.name, path)
+    return found
+
+
+def kept() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuxent" / "nvrtc"
+
+
+def forget_old() -> None:
+    for path in kept().glob("*"):
+        with suppress(OSError):  # another process was faster
+            if time() - path.stat().st_mtime > KEPT_DAYS * 24 * 3600:
+                path.unlink()
+
+
+@cache
+def wheels() -> list[str]:
+    """The compiler and the headers, exactly."""
+    return sorted(f"{wheel.name} {wheel.version}" for wheel in distributions() if wheel.name.startswith("nvidia"))
 
 
 def attempt(unit: Unit) -> list[Kernel] | str:
@@ -274,6 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     builds = list(_cupy_core.builds())
     chosen = units(builds, sorted(options.arch or ARCHS), options.all)
     stored_version, ceilings = read_ceilings(options.ceilings)
+    forget_old()
     started = perf_counter()
     kernels, wrong = compile_all(chosen, options.jobs)
     if options.update:

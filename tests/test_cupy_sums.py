@@ -117,14 +117,22 @@ def test_float32_is_read_and_written():
 # ---- divergences ----
 
 
+def divergence_of(name, *rows, owner=sums):
+    return getattr(owner.pair_stats(*rows, divergences=(name,)), name)
+
+
 @DTYPES
 @pytest.mark.parametrize("divergence", ["kl", "js"])
 def test_pairs_of_logits(divergence, dtype):
     p, q = logits(16, 300, dtype, seed=1), logits(16, 300, dtype, seed=2)
-    reference = _numpy.pair_stats(p, q, _numpy.row_stats(p), _numpy.row_stats(q), divergence=divergence).divergence
+    reference = getattr(
+        _numpy.pair_stats(p, q, _numpy.row_stats(p), _numpy.row_stats(q), divergences=(divergence,)), divergence
+    )
     truth = getattr(oracle, f"{divergence}_divergence")(p, q)
     for how in LAYOUTS:
-        actual = sums.pair_stats(put(p, how), put(q), stats_of(p), stats_of(q), divergence=divergence).divergence
+        actual = getattr(
+            sums.pair_stats(put(p, how), put(q), stats_of(p), stats_of(q), divergences=(divergence,)), divergence
+        )
         assert_close(get(actual), reference, 8, np.float64, floor=1e-3)
         assert_close(get(actual), truth, 32, work_dtype(dtype), floor=1e-3)
 
@@ -137,7 +145,7 @@ def test_pairs_of_probs(dtype):
         truth = getattr(oracle, f"{divergence}_divergence_from_probs")(p, q).astype(np.float64)
         finite = np.isfinite(truth)
         for how in LAYOUTS:
-            actual = get(sums.pair_stats(put(p), put(q, how), divergence=divergence).divergence)
+            actual = get(divergence_of(divergence, put(p), put(q, how)))
             assert np.array_equal(np.isfinite(actual), finite)
             assert (np.abs(actual[finite] - truth[finite]) <= 4 * slack + 1e-13).all()
 
@@ -145,7 +153,7 @@ def test_pairs_of_probs(dtype):
 @pytest.mark.parametrize(("p_dtype", "q_dtype"), [(np.float16, ml_dtypes.bfloat16), (np.float64, np.float32)])
 def test_two_dtypes(p_dtype, q_dtype):
     p, q = logits(8, 100, p_dtype, seed=1), logits(8, 100, q_dtype, seed=2)
-    actual = sums.pair_stats(put(p), put(q, "transposed"), stats_of(p), stats_of(q), divergence="kl").divergence
+    actual = sums.pair_stats(put(p), put(q, "transposed"), stats_of(p), stats_of(q), divergences=("kl",)).kl
     # the normalizers of 16 bits come from float32
     assert_close(get(actual), oracle.kl_divergence(p, q.astype(np.float64)), 32, np.float32, floor=1e-3)
 
@@ -156,20 +164,24 @@ def test_equal_rows_diverge_by_0_and_close_ones_by_more():
     for distance in (0, 1e-2, 1e-4, 1e-6):
         q = p + distance * rng.normal(0, 1, p.shape)
         for divergence in ("kl", "js"):
-            actual = get(sums.pair_stats(put(p), put(q), stats_of(p), stats_of(q), divergence=divergence).divergence)
+            actual = get(
+                getattr(
+                    sums.pair_stats(put(p), put(q), stats_of(p), stats_of(q), divergences=(divergence,)), divergence
+                )
+            )
             truth = getattr(oracle, f"{divergence}_divergence")(p, q)
             assert (actual >= 0).all()
             assert (np.abs(actual - truth) <= (1e-14 / distance * truth if distance else 0)).all()
     probs = soft_labels(10, 50, np.float32)
     for divergence in ("kl", "js"):
-        assert (get(sums.pair_stats(put(probs), put(probs), divergence=divergence).divergence) == 0).all()
+        assert (get(divergence_of(divergence, put(probs), put(probs))) == 0).all()
 
 
 def test_probabilities_that_are_close():
     rng = np.random.default_rng(0)
     p = soft_labels(10, 50, np.float64)
     q = p * (1 + 1e-7 * rng.normal(0, 1, p.shape))
-    actual = get(sums.pair_stats(put(p), put(q), divergence="js").divergence)
+    actual = get(sums.pair_stats(put(p), put(q), divergences=("js",)).js)
     assert_close(actual, oracle.js_divergence_from_probs(p, q), 32, np.float64)
 
 
@@ -178,7 +190,7 @@ def test_probabilities_far_apart(tiny):
     """log1p((p - q) / q) has lost such a p: the term would be -inf and then 0, where it is q."""
     p, q = np.array([[tiny, 1 - tiny], [0.5, 0.5]]), np.array([[0.5, 0.5], [tiny, 1 - tiny]])
     for divergence in ("kl", "js"):
-        actual = get(sums.pair_stats(put(p), put(q), divergence=divergence).divergence)
+        actual = get(divergence_of(divergence, put(p), put(q)))
         assert_close(actual, getattr(oracle, f"{divergence}_divergence_from_probs")(p, q), 4, np.float64)
 
 
@@ -198,7 +210,9 @@ def test_probabilities_far_apart(tiny):
 def test_pairs_of_special_logits(p, q, kl, js):
     p, q = np.array(p), np.array(q)  # one row, without an axis of rows
     for divergence, truth in (("kl", kl), ("js", js)):
-        actual = sums.pair_stats(put(p), put(q), stats_of(p), stats_of(q), divergence=divergence).divergence
+        actual = getattr(
+            sums.pair_stats(put(p), put(q), stats_of(p), stats_of(q), divergences=(divergence,)), divergence
+        )
         assert actual.shape == ()
         assert_close(get(actual), np.array(truth), 8, np.float64)
 
@@ -477,7 +491,7 @@ def test_views_of_one_number():
     assert (outside == 0).all()
     _, rest, _, _ = get(sums.strided_row_stats(rows))
     assert_close(rest, np.full(3, 3.0), 2, np.float64)
-    assert (get(sums.pair_stats(rows, rows, divergence="kl").divergence) == 0).all()
+    assert (get(sums.pair_stats(rows, rows, divergences=("kl",)).kl) == 0).all()
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0, 5)])
@@ -486,8 +500,8 @@ def test_zero_rows(shape):
     stats = RowStats(*[put(np.empty(shape[:-1]))] * 8)
     binary = {"pos_weight": 1.0, "class_weight": np.ones(5), "ignore_index": None}
     rows = [
-        sums.pair_stats(x, y, stats, stats, divergence="kl").divergence,
-        sums.pair_stats(x, y, divergence="js").divergence,
+        sums.pair_stats(x, y, stats, stats, divergences=("kl",)).kl,
+        sums.pair_stats(x, y, divergences=("js",)).js,
         sums.cross_sums(x, y),
         *sums.row_sums(x),
         *sums.onehot_sums(x),
@@ -510,8 +524,8 @@ def test_nothing_waits_for_the_device():
     stats, weight = stats_of(logits(4, 30)), put(np.ones(30))
     binary = {"pos_weight": weight, "class_weight": 1.0, "ignore_index": -1.0}
     before = emulation.arrays.Counter.synchronisations
-    sums.pair_stats(x, x, stats, stats, divergence="kl")
-    sums.pair_stats(y, y, divergence="js")
+    sums.pair_stats(x, x, stats, stats, divergences=("kl",))
+    sums.pair_stats(y, y, divergences=("js",))
     sums.cross_sums(y, y, scale=weight)
     sums.row_sums(y, high=1.0)
     sums.onehot_sums(y)

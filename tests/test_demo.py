@@ -207,6 +207,19 @@ def test_logits_are_the_formula():
         np.testing.assert_allclose(row, [hidden @ model.embedding[c] + model.bias[c] for c in range(7)], rtol=1e-12)
 
 
+def test_a_rounded_copy_has_few_weights(corpus):
+    model = demo.train_model(corpus, TINY, recorder()).model
+    copy = model.rounded(4)
+    for name in ("embedding", "position_weight"):
+        rows, rounded = getattr(model, name), getattr(copy, name)
+        assert rounded.dtype == rows.dtype
+        step = np.abs(rows).max(axis=1) / 7
+        assert (np.abs(rounded - rows).max(axis=1) <= step * 0.5001).all()
+        assert max(np.unique(row).size for row in rounded) <= 15
+    assert (model.rounded(20).embedding == 0).sum() == (model.embedding == 0).sum()
+    assert LogBilinear(np.zeros((2, 3)), np.ones((3, 3)), np.zeros(1)).rounded(4).embedding.tolist() == [[0.0] * 3] * 2
+
+
 def test_sum_by_row_is_add_at():
     rng = np.random.default_rng(3)
     values, rows = rng.integers(-5, 5, size=(40, 3)).astype(float), rng.integers(9, size=40)
@@ -312,6 +325,7 @@ def test_demo_writes_files_that_score_as_it_says(tmp_path, text_file):
     x = logits.astype(np.float64)
     losses = np.log(np.exp(x).sum(axis=1)) - x[np.arange(len(x)), labels]
     text = out.file.getvalue()
+    one_line = " ".join(text.split())
     assert f"{losses.mean():.4f}" in text
     assert f"{math.exp(losses.mean()):.2f}" in text
     means = {name: f"{losses[documents == i].mean():.4f}" for i, name in enumerate(names)}
@@ -320,6 +334,11 @@ def test_demo_writes_files_that_score_as_it_says(tmp_path, text_file):
     assert [loss for _, loss in shown] == ranked[:5] + ranked[:-6:-1]
     assert all(means[name] == loss for name, loss in shown)
     assert f"{losses.max():.2f}" in text
+    told = re.search(
+        r"to 4 bits, by gpuxent\.compare: cross-entropy ([+-][\d.]+) nats.* KL divergence ([\d.e-]+) nats", one_line
+    )
+    assert abs(float(told[1])) < 0.5
+    assert 0 < float(told[2]) < 0.5
     assert all(len(line) <= 80 for line in text.splitlines() if "gpuxent perplexity" not in line)
     command = [line.strip() for line in text.splitlines() if "gpuxent perplexity" in line]
     assert command == [demo.command(folder)]

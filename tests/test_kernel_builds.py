@@ -148,6 +148,7 @@ SOURCES = {
 @pytest.fixture
 def run(script, nvrtc, monkeypatch, tmp_path, capsys):
     """The script on one of SOURCES: (status, stdout, stderr)."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def run(which, *arguments):
         monkeypatch.setattr(_cupy_core, "source", lambda *files: SOURCES[which])
@@ -192,6 +193,23 @@ def test_code_that_is_wrong_is_named(run):
     assert status == 1
     assert "FAILED: k<float> (wrong) on sm_75:" in errors
     assert 'identifier "nothing" is undefined' in errors
+
+
+def test_the_same_code_is_compiled_once(run, script, nvrtc, monkeypatch, tmp_path):
+    compiled, compile = [], nvrtc.compile
+    monkeypatch.setattr(nvrtc, "compile", lambda *what: compiled.append(what[2]) or compile(*what))
+    tables = [run("fine", "--update")[1].partition("NVRTC")[0] for _ in range(2)]
+    assert tables[0] == tables[1] != ""
+    assert compiled == [75, 90]
+    for path in (tmp_path / "gpuxent" / "nvrtc").iterdir():
+        path.write_bytes(path.read_bytes()[:-20])  # a disk that was full
+    assert run("fine")[0] == 0
+    monkeypatch.setattr(script, "wheels", lambda: ["another compiler"])
+    assert run("fine")[0] == 0
+    monkeypatch.setitem(SOURCES, "fine", SOURCES["fine"].replace("+= 1", "+= 2"))
+    assert run("fine")[0] == 0
+    assert compiled == [75, 90] * 4
+    assert [run("wrong")[0] for _ in range(2)] == [1, 1]  # what is refused is refused again
 
 
 def test_the_benchmark_s_own_kernels_compile(script, nvrtc):

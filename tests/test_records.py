@@ -120,9 +120,11 @@ def test_rank_breaks_ties_by_index():
 
 
 def test_pair_stats_merge_by_addition():
-    a, b = PairStats(np.array([1.0, 2.0])), PairStats(np.array([0.5, 0.25]))
-    assert a.merge(b).divergence.tolist() == [1.5, 2.25]
-    assert a.merge(PairStats.identity((2,))).divergence.tolist() == [1.0, 2.0]
+    a, b = PairStats(np.array([1.0, 2.0]), js=np.ones(2)), PairStats(np.array([0.5, 0.25]), np.full(2, 3.0))
+    merged = a.merge(b)
+    assert (merged.kl.tolist(), merged.reverse_kl.tolist(), merged.js.tolist()) == ([1.5, 2.25], [3.0, 3.0], [1.0, 1.0])
+    same = a.merge(PairStats.identity((2,)))
+    assert (same.kl.tolist(), same.reverse_kl.tolist(), same.js.tolist()) == ([1.0, 2.0], [0.0, 0.0], [1.0, 1.0])
 
 
 # ---- exact sums ----

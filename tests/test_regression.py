@@ -18,7 +18,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import gpuxent as gx
-from gpuxent import _training
+from gpuxent import _examples, _training
 from gpuxent._optimizers import SCHEDULES, Adam, Momentum
 from gpuxent.regression import SoftmaxRegression
 
@@ -125,6 +125,22 @@ def test_one_hot_targets_are_classes():
         by_class = SoftmaxRegression(**how).fit(X, y, sample_weight=weight)
         by_row = SoftmaxRegression(**how).fit(X, np.eye(3)[y], sample_weight=weight)
         np.testing.assert_allclose(by_row.coef_, by_class.coef_, atol=1e-8)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("soft", [False, True], ids=["classes", "soft"])
+def test_parts_side_by_side_are_the_whole(weighted, soft, monkeypatch):
+    X, y = small(n=500)
+    y = np.eye(3)[y] * 0.7 + 0.1 if soft else y
+    weight = np.random.default_rng(1).random(len(y)) if weighted else None
+    whole = SoftmaxRegression(tol=1e-8).fit(X, y, sample_weight=weight)
+    monkeypatch.setattr(_examples, "LARGE", 1)
+    parts = SoftmaxRegression(tol=1e-8).fit(X, y, sample_weight=weight)
+    np.testing.assert_allclose(parts.coef_, whole.coef_, rtol=1e-7, atol=1e-9)
+    assert parts.loss_curve_ == pytest.approx(whole.loss_curve_, rel=1e-12)
+    with gx.threads(1):
+        alone = SoftmaxRegression(tol=1e-8).fit(X, y, sample_weight=weight)
+    np.testing.assert_array_equal(alone.coef_, parts.coef_)
 
 
 # ---- mini-batches ----

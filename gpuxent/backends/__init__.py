@@ -13,7 +13,7 @@ losses.
     row_stats_and_grad(logits, labels, weights, *, spread, transform, also, out) -> (RowStats, dlogits)
         both, for rows with the whole vocabulary
     log_probs(logits, stats) -> log softmax, in the logits' dtype
-    pair_stats(p, q, p_stats, q_stats, *, divergence) -> PairStats
+    pair_stats(p, q, p_stats, q_stats, *, divergences) -> PairStats
         sums over two models' rows: logits with their stats, or probabilities without
     cross_sums, row_sums, onehot_sums, take_label, binary_losses, binary_sums, binary_grad
         see `_numpy_pairs` and `_numpy_binary`; every sum over a slice adds up to that of the row
@@ -112,6 +112,11 @@ def linear_logits(hidden: Any, classifier: Any, bias: Any = None, tile_bytes: in
 def tile_rows(vocab: int, dtype: np.dtype) -> int:
     """How many rows of such logits in the CPU's memory are multiplied at once."""
     return import_module("gpuxent.backends._linear").tile_rows(vocab, dtype)
+
+
+def made(logits: Any) -> Any:
+    """Logits that are products as an array, others as they are."""
+    return import_module("gpuxent.backends._linear").made(logits) if is_linear(logits) else logits
 
 
 def is_linear(array: Any) -> bool:

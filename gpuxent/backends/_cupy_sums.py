@@ -98,14 +98,21 @@ def _summed(kernel: Any, arrays: Sequence[Array | float], *dtypes: Any) -> list[
 
 
 def pair_stats(
-    p: Array, q: Array, p_stats: RowStats | None = None, q_stats: RowStats | None = None, *, divergence: str
+    p: Array, q: Array, p_stats: RowStats | None = None, q_stats: RowStats | None = None, *, divergences: Sequence[str]
 ) -> PairStats:
-    """Sum of "kl" or "js" terms per row of p and q: logits with their stats, or probabilities."""
+    """The fields of PairStats that are named, of rows of p and q: logits with their stats, or probabilities. A read of
+    both for each."""
+    return PairStats(**{name: _divergence(name, p, q, p_stats, q_stats) for name in divergences})
+
+
+def _divergence(name: str, p: Array, q: Array, p_stats: RowStats | None, q_stats: RowStats | None) -> Array:
+    if name == "reverse_kl":
+        return _divergence("kl", q, p, q_stats, p_stats)
     if p_stats is None or q_stats is None:
-        return PairStats(*_summed(_probs_kernel(divergence, _reader(p), _reader(q)), [_bits(p), _bits(q)], np.float64))
+        return _summed(_probs_kernel(name, _reader(p), _reader(q)), [_bits(p), _bits(q)], np.float64)[0]
     stats = _per_row((p_stats.max, cupy.log1p(p_stats.rest), q_stats.max, cupy.log1p(q_stats.rest)))
-    kernel = _logits_kernel(divergence, _reader(p), _reader(q))
-    return PairStats(*_summed(kernel, [_bits(p), _bits(q), *stats], np.float64))
+    kernel = _logits_kernel(name, _reader(p), _reader(q))
+    return _summed(kernel, [_bits(p), _bits(q), *stats], np.float64)[0]
 
 
 @cache

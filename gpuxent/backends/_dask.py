@@ -134,12 +134,14 @@ class DaskBackend:
         p_stats: RowStats | None = None,
         q_stats: RowStats | None = None,
         *,
-        divergence: str,
+        divergences: Sequence[str],
     ) -> PairStats:
         def sums(backend: Any, p: Any, _labels: Any, _start: int, q: Any, *stats: Any) -> Any:
-            return vars(backend.pair_stats(p, q, *stats, divergence=divergence)).values()
+            found = backend.pair_stats(p, q, *stats, divergences=divergences)
+            return tuple(getattr(found, name) for name in divergences)
 
-        return PairStats(*self._sums(sums, p, None, q, _needed(p_stats), _needed(q_stats), outputs=1))
+        totals = self._sums(sums, p, None, q, _needed(p_stats), _needed(q_stats), outputs=len(divergences))
+        return PairStats(**dict(zip(divergences, totals, strict=True)))
 
     def cross_sums(self, weights: da.Array, probs: da.Array, *, scale: np.ndarray | float = 1.0) -> da.Array:
         def sums(backend: Any, probs: Any, _labels: Any, _start: int, weights: Any, scale: Any) -> Any:

@@ -57,6 +57,15 @@ class LinearLogits:
         return tile_rows(self.classifier.shape[0], self.dtype, self.tile_bytes or default)
 
 
+def made(logits: LinearLogits) -> Array:
+    """The logits, all of them, in the dtype in which they are computed."""
+    dtype = computed_dtype(logits.dtype)
+    out = _products.library(logits.hidden).empty(logits.shape, dtype)
+    with np.errstate(all="ignore"):
+        _products.logits_of(_products.factor(logits.hidden, dtype), logits.classifier, logits.bias, out)
+    return out
+
+
 def tile_rows(vocab: int, dtype: np.dtype, tile_bytes: int = TILE_BYTES) -> int:
     return max(LEAST_ROWS, tile_bytes // (vocab * computed_dtype(dtype).itemsize))
 

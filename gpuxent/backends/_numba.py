@@ -1,5 +1,5 @@
-"""The functions of the contract at the speed of memory: NumPy does the vectors, `_numba_rows` and `_numba_binary` what
-runs over rows. They and what they are made of are loaded when the first array turns up.
+"""The functions of the contract at the speed of memory: NumPy does the vectors, `_numba_rows`, `_numba_pairs` and
+`_numba_binary` what runs over rows. They and what they are made of are loaded when the first array turns up.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 from numba.core.compiler_lock import global_compiler_lock
 
-from gpuxent._records import IDENTITY, NO_LABEL, GradWeights, RowStats, Spread, Transform
-from gpuxent.backends import _numba_binary, _numba_rows, _numpy, _threads
+from gpuxent._records import IDENTITY, NO_LABEL, GradWeights, PairStats, RowStats, Spread, Transform
+from gpuxent.backends import _numba_binary, _numba_pairs, _numba_rows, _numpy, _threads
 from gpuxent.backends._numba_rows import FIELDS
 from gpuxent.backends._numba_sums import limb_sums
 from gpuxent.backends._numba_tiles import LANES, TILE
@@ -25,7 +25,6 @@ from gpuxent.backends._numpy import (
     laid_out_as,
     map_rows,
     onehot_sums,
-    pair_stats,
     take_label,
     total,
     unlabelled,
@@ -308,6 +307,37 @@ def _stacked(weights: GradWeights, rows: int) -> np.ndarray:
     for row, values in zip(pushes, (weights.label, weights.spread, weights.lse), strict=True):
         row[...] = np.ravel(values)
     return pushes
+
+
+# ---- two models' rows ----
+
+
+def pair_stats(
+    p: np.ndarray,
+    q: np.ndarray,
+    p_stats: RowStats | None = None,
+    q_stats: RowStats | None = None,
+    *,
+    divergences: Sequence[str],
+) -> PairStats:
+    """The fields of PairStats that are named: of rows of logits with their stats, or of probabilities (by NumPy)."""
+    if p_stats is None or q_stats is None:
+        return _numpy.pair_stats(p, q, divergences=divergences)
+    first, second = Rows(p), Rows(q)
+    with np.errstate(divide="ignore"):  # a row that is all -inf
+        vectors = (p_stats.max, np.log1p(p_stats.rest), q_stats.max, np.log1p(q_stats.rest))
+    normalizers = np.stack([np.ravel(vector) for vector in vectors])
+    out = np.zeros((3, first.count))
+    kl, js = not {"kl", "reverse_kl"}.isdisjoint(divergences), "js" in divergences
+
+    def call(start: int, stop: int) -> None:
+        sides = ((first.addresses, first.like), (second.addresses, second.like))
+        padding = (np.empty(LANES, first.like.dtype), np.empty(LANES, second.like.dtype))
+        _numba_pairs.pair_rows(start, stop, *sides, first.columns, normalizers, (kl, js), padding, out)
+
+    _over_rows(call, [first, second])
+    found = dict(zip(("kl", "reverse_kl", "js"), out.reshape(3, *p.shape[:-1]), strict=True))
+    return PairStats(**{name: found[name] for name in divergences})
 
 
 # ---- sums of rows and independent sigmoids ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,9 @@ def pair_stats(
     p_stats: RowStats | None = None,
     q_stats: RowStats | None = None,
     *,
-    divergence: str,
+    divergences: Sequence[str],
 ) -> PairStats:
-    """Sum of "kl" or "js" terms per row of p and q: logits with their stats, or probabilities."""
-    terms = {"kl": _kl_terms, "js": _js_terms}[divergence]
+    """The fields of PairStats that are named, of rows of p and q: logits with their stats, or probabilities."""
     arrays = [p, q]
     if p_stats is not None and q_stats is not None:
         with np.errstate(divide="ignore"):  # a row that is all -inf
@@ -40,9 +40,10 @@ def pair_stats(
             np.subtract(a, b, out=log_ratio)
             np.exp(a, out=a)
             np.exp(b, out=b)
-        return (terms(a, b, log_ratio).sum(axis=1),)
+        return tuple(TERMS[name](a, b, log_ratio).sum(axis=1) for name in divergences)
 
-    return PairStats(sum_tiles(sums, arrays, [np.float64] * 3)[0])
+    found = sum_tiles(sums, arrays, [np.float64] * 3, outputs=len(divergences))
+    return PairStats(**dict(zip(divergences, found, strict=True)))
 
 
 def _kl_terms(p: np.ndarray, q: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
@@ -54,6 +55,10 @@ def _kl_terms(p: np.ndarray, q: np.ndarray, log_ratio: np.ndarray) -> np.ndarray
     return np.maximum(np.where(close, p * (log_ratio + np.expm1(-log_ratio)), far), 0.0)
 
 
+def _reverse_kl_terms(p: np.ndarray, q: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
+    return _kl_terms(q, p, -log_ratio)
+
+
 def _js_terms(p: np.ndarray, q: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
     """(p ln(p/m) + q ln(q/m)) / 2 with m = (p + q) / 2, where ln(p/m) = ln 2 - softplus(-ln(p/q))."""
     from_p = np.where(p == 0, 0.0, p * (np.log(2.0) - np.logaddexp(0.0, -log_ratio)))
@@ -61,6 +66,9 @@ def _js_terms(p: np.ndarray, q: np.ndarray, log_ratio: np.ndarray) -> np.ndarray
     t = np.tanh(log_ratio / 2)  # (p - q) / (p + q): where the two are close, their parts would cancel
     close = (p + q) / 2 * (t * log_ratio + np.log1p(-t * t)) / 2
     return np.maximum(np.where(np.abs(log_ratio) < 1, close, (from_p + from_q) / 2), 0.0)
+
+
+TERMS = {"kl": _kl_terms, "reverse_kl": _reverse_kl_terms, "js": _js_terms}
 
 
 def cross_sums(weights: np.ndarray, probs: np.ndarray, *, scale: np.ndarray | float = 1.0) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from gpuxent.evaluation.reliability import Estimate, Reliability
-from gpuxent.evaluation.report import Section, decimal, error, percent, write_sections
+from gpuxent.evaluation.report import Section, decimal, error, percent, write_text
 from gpuxent.evaluation.result import finite
 from gpuxent.evaluation.temperature import TemperatureCheck
 
@@ -41,7 +41,7 @@ def write(
     else:
         columns = [("before", result.before), ("after", result.after)]
         lines = [_first_line(result.before, run), *_fit_lines(result)]
-    write_sections(lines, [_scores(columns), *map(_bins, columns)], form, file, width)
+    write_text(lines, [_scores(columns), *map(_bins, columns)], form, file, width)
 
 
 def warnings(result: Reliability | TemperatureCheck) -> Iterator[str]:

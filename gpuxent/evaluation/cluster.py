@@ -168,10 +168,11 @@ class ClientWorkers:
 
 def check_reachable(job: Job) -> None:
     """TypeError if workers cannot read the logits."""
-    if isinstance(getattr(job.logits, "hidden", job.logits), ArraySource):
-        raise TypeError(
-            "logits must be a file or an array of Dask for the workers of a cluster, got an array in memory"
-        )
+    for name, source in getattr(job.logits, "sides", {"logits": job.logits}).items():
+        if isinstance(getattr(source, "hidden", source), ArraySource):
+            raise TypeError(
+                f"{name} must be a file or an array of Dask for the workers of a cluster, got an array in memory"
+            )
 
 
 def one_line(error: BaseException) -> str:

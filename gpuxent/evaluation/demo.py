@@ -16,16 +16,19 @@ import numpy as np
 from rich.console import Console
 
 from gpuxent.evaluation import demo_report
+from gpuxent.evaluation.compare import compare
+from gpuxent.evaluation.comparison import Comparison
 from gpuxent.evaluation.demo_corpus import Corpus, reference_corpus, text_corpus
 from gpuxent.evaluation.demo_model import LogBilinear, Settings, Trained, log_unigram, train
 from gpuxent.evaluation.demo_report import Scored
 from gpuxent.evaluation.driver import BLOCK_BYTES, ThreadWorkers, plan, rows_per_block, run_blocks
-from gpuxent.evaluation.evaluate import open_job
+from gpuxent.evaluation.evaluate import linear_logits, open_job
 from gpuxent.evaluation.progress import Progress
 from gpuxent.losses import cross_entropy
 
 FILES = ("logits.npy", "labels.npy", "documents.npy", "vocabulary.txt", "documents.txt")
 ROWS_AT_ONCE = 1024  # of logits in float32 while they are written
+ROUNDED_BITS = 4
 
 
 def run_demo(
@@ -49,6 +52,7 @@ def run_demo(
         for table in demo_report.tables(scored):
             out.print()
             out.print(table)
+        demo_report.show_comparison(compare_rounded(trained.model, corpus, settings, folder), ROUNDED_BITS, out)
         if output is not None:
             demo_report.show(out, "\nScore the files again:")
             out.print(f"  {command(folder)}", highlight=False, markup=False, soft_wrap=True)  # one line, to be copied
@@ -113,6 +117,14 @@ def score(folder: Path, corpus: Corpus, console: Console) -> Scored:
             loss[block.tokens.row] = block.tokens.nll
             progress.advance(block.rows, f"cross-entropy {summary.totals.mean_loss:.4f}")
     return Scored(corpus, summary.result(), loss, baselines(corpus), np.load(logits, mmap_mode="r"))
+
+
+def compare_rounded(model: LogBilinear, corpus: Corpus, settings: Settings, folder: Path) -> Comparison:
+    """The stored logits with those of a copy with few bits per weight, which are never stored."""
+    contexts, other = corpus.contexts(np.flatnonzero(corpus.held_out), settings.context), model.rounded(ROUNDED_BITS)
+    logits, labels, documents = (folder / name for name in FILES[:3])
+    rounded = linear_logits(other.hidden(contexts), other.classifier, other.bias)
+    return compare(logits, rounded, labels, documents=documents)
 
 
 def baselines(corpus: Corpus) -> dict[str, float]:

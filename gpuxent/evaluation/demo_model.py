@@ -69,10 +69,18 @@ class LogBilinear:
         """(rows, context * dimension): the embeddings of each context side by side."""
         return self.embedding[contexts].reshape(len(contexts), -1)
 
+    def hidden(self, contexts: np.ndarray) -> np.ndarray:
+        """(rows, dimension)"""
+        return self.features(contexts) @ self.position_weight
+
     def logits(self, contexts: np.ndarray) -> np.ndarray:
-        logits = (self.features(contexts) @ self.position_weight) @ self.classifier.T
+        logits = self.hidden(contexts) @ self.classifier.T
         logits += self.bias
         return logits
+
+    def rounded(self, bits: int) -> LogBilinear:
+        """A copy whose weights, but the bias, are multiples of one number per row that fit into so many bits."""
+        return LogBilinear(_rounded(self.embedding, bits), _rounded(self.position_weight, bits), self.bias)
 
     def loss_and_grad(
         self, contexts: np.ndarray, labels: np.ndarray, mask: np.ndarray | float = 1.0
@@ -89,6 +97,11 @@ class LogBilinear:
             "position_weight": features.T @ grad.hidden,
             "bias": grad.bias,
         }
+
+
+def _rounded(rows: np.ndarray, bits: int) -> np.ndarray:
+    step = np.abs(rows).max(axis=1, keepdims=True) / (2 ** (bits - 1) - 1)
+    return np.where(step > 0, np.round(rows / np.where(step > 0, step, 1)) * step, 0).astype(rows.dtype)
 
 
 def sum_by_row(values: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:

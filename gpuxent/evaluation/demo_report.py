@@ -12,11 +12,12 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gpuxent.evaluation.comparison import Comparison
 from gpuxent.evaluation.demo_corpus import Corpus
 from gpuxent.evaluation.demo_model import Settings, Trained
 from gpuxent.evaluation.documents import Document
 from gpuxent.evaluation.progress import duration
-from gpuxent.evaluation.report import decimal, percent
+from gpuxent.evaluation.report import decimal, error, percent
 from gpuxent.evaluation.result import Evaluation
 from gpuxent.evaluation.totals import exp
 
@@ -56,7 +57,7 @@ def show_training(trained: Trained, settings: Settings, out: Console) -> None:
     show(
         out,
         f"Model: log-bilinear, {settings.context} words of context, dimension {settings.dimension}, {parameters:,} "
-        f"parameters, trained in {duration(trained.seconds)} with gpuxent.cross_entropy_and_grad{why}.",
+        f"parameters, trained in {duration(trained.seconds)} with gpuxent.linear_cross_entropy_and_grad{why}.",
     )
 
 
@@ -86,6 +87,21 @@ def tables(scored: Scored) -> Iterator[RenderableType]:
     elif ranked:
         yield documents_table("Documents, best first", ranked, names)
     yield surprises_table(scored)
+
+
+def show_comparison(found: Comparison, bits: int, out: Console) -> None:
+    """The answer of `gpuxent compare` in two sentences."""
+    assert found.kl is not None
+    assert found.kl_quantiles is not None
+    assert found.same_top is not None
+    change, stderr = found.log_ratio.value, found.log_ratio.stderr_cluster
+    show(
+        out,
+        f"\nWith its weights rounded to {bits} bits, by gpuxent.compare: cross-entropy {change:+.4f} nats per token "
+        f"(standard error {error(stderr)}), perplexity {decimal(found.base_perplexity.value)} -> "
+        f"{decimal(found.other_perplexity.value)}. KL divergence {decimal(found.kl.value)} nats per token, 99 % of the "
+        f"tokens below {found.kl_quantiles[0.99]:.2g}; the same most probable word in {percent(found.same_top.value)}.",
+    )
 
 
 def models_table(scored: Scored) -> Table:

@@ -75,20 +75,16 @@ class LossHistogram:
 
         The relative error is at most RELATIVE_ERROR (below 2**-60 the absolute error 2**-60); NaN among NaN.
         """
+        return _quantiles(*self.steps(), self.nan, levels)
+
+    def steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """(values in order, how many losses are taken as each)."""
         bins = np.flatnonzero(self.counts)
         lower = ((bins + self.first + _OFFSET) << _SHIFT).view(np.float64)
         in_octave = (bins + self.first) % 2**PRECISION  # _OFFSET is a whole octave
         middles = lower * (1 + 1 / (2 * (2**PRECISION + in_octave) + 1))
         values = np.concatenate(([0.0, SMALLEST / 2], middles, [math.inf]))
-        ends = np.cumsum(np.concatenate(([self.zero, self.tiny], self.counts[bins], [self.infinite])))
-        last = int(ends[-1]) - 1
-        if last < 0 or self.nan:
-            return dict.fromkeys(levels, math.nan)
-
-        def at(rank: int) -> float:
-            return float(values[np.searchsorted(ends, min(rank, last), side="right")])
-
-        return {level: _between(at(int(level * last)), at(int(level * last) + 1), level * last % 1) for level in levels}
+        return values, np.concatenate(([self.zero, self.tiny], self.counts[bins], [self.infinite]))
 
     def to_data(self) -> dict[str, Any]:
         """For JSON: the bins that are not empty, by their distance from the one before."""
@@ -112,6 +108,40 @@ class LossHistogram:
 
 
 _SPECIAL = ("zero", "tiny", "infinite", "nan")
+
+
+@dataclass(frozen=True)
+class ChangeHistogram:
+    """Numbers of either sign: a histogram of those below 0, by their size, and one of the others."""
+
+    below: LossHistogram = field(default_factory=LossHistogram)
+    above: LossHistogram = field(default_factory=LossHistogram)
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> ChangeHistogram:
+        negative = values < 0
+        return cls(LossHistogram.of(-values[negative]), LossHistogram.of(values[~negative]))
+
+    def merge(self, other: ChangeHistogram) -> ChangeHistogram:
+        return ChangeHistogram(self.below.merge(other.below), self.above.merge(other.above))
+
+    def quantiles(self, levels: Iterable[float]) -> dict[float, float]:
+        """As those of `LossHistogram`."""
+        below, above = self.below.steps(), self.above.steps()
+        values, counts = np.concatenate([-below[0][::-1], above[0]]), np.concatenate([below[1][::-1], above[1]])
+        return _quantiles(values, counts, self.above.nan, levels)
+
+
+def _quantiles(values: np.ndarray, counts: np.ndarray, nan: int, levels: Iterable[float]) -> dict[float, float]:
+    ends = np.cumsum(counts)
+    last = int(ends[-1]) - 1
+    if last < 0 or nan:
+        return dict.fromkeys(levels, math.nan)
+
+    def at(rank: int) -> float:
+        return float(values[np.searchsorted(ends, min(rank, last), side="right")])
+
+    return {level: _between(at(int(level * last)), at(int(level * last) + 1), level * last % 1) for level in levels}
 
 
 def _between(a: float, b: float, share: float) -> float:

@@ -21,7 +21,7 @@ SHOWN_DOCUMENTS = 5  # of the best, and of the worst
 SHOWN_GROUPS = 20
 NARROWEST = 80  # columns that the tables need
 NAME_WIDTH = 12  # of the first column, where that does not suffice; longer names go on in the next line
-ASCII = str.maketrans({"±": "+-"})
+ASCII = str.maketrans({"±": "+-", "Δ": "d"})
 NAMES = {
     "cross_entropy": "cross-entropy",
     "perplexity": "perplexity",
@@ -61,15 +61,15 @@ def write(result: Evaluation, form: str, run: dict[str, Any], file: TextIO, widt
     elif form == "csv":
         write_csv(result, file)
     elif form in ("table", "markdown"):
-        write_sections([first_line(result, run), *warnings(result)], sections(result), form, file, width)
+        write_text((first_line(result, run), *warnings(result)), sections(result), form, file, width)
     else:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
 
 
-def write_sections(
+def write_text(
     lines: Iterable[str], parts: Iterable[Section], form: str, file: TextIO, width: int | None = None
 ) -> None:
-    """Lines of text and tables, as a "table" for the terminal or as "markdown"."""
+    """Lines and tables as a "table" for terminals, or as "markdown"."""
     lines = [_encodable(line, file) for line in lines]
     parts = [section.map(lambda text: _encodable(text, file)) for section in parts]
     if form == "table":

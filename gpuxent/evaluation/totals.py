@@ -38,12 +38,13 @@ def score_rows(logits: Any, labels: Any, **options: Any) -> RowScores:
     Those of CuPy rows are brought to the CPU, where totals are made, which waits for the GPU.
     """
     rows = Rows.open(logits, labels, **options)
-    fields = rows.backend.map_rows(_scores, rows.stats(also=("moment", "rank")), rows.labels, outputs=5)
+    fields = rows.backend.map_rows(measures, rows.stats(also=("moment", "rank")), rows.labels, outputs=5)
     scored, *measured = map(on_host, fields)
     return RowScores(scored.astype(bool), *measured)
 
 
-def _scores(stats: Any, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+def measures(stats: Any, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The fields of RowScores, of statistics with moment and rank."""
     loss, _ = _row_loss.row_losses(stats, labels, 1.0, smoothing=0.0, z_loss=0.0, has_spread=False)
     return labels != IGNORED, loss, _row_loss.entropy(stats), stats.rank, 1.0 / (1.0 + stats.rest)
 

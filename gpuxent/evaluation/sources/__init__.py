@@ -12,6 +12,7 @@ from gpuxent.evaluation.sources.hdf5 import open_hdf5
 from gpuxent.evaluation.sources.kld import MAGIC, open_kld
 from gpuxent.evaluation.sources.linear import LinearSource
 from gpuxent.evaluation.sources.npy import open_npy
+from gpuxent.evaluation.sources.pair import PairSource
 from gpuxent.evaluation.sources.parquet import open_parquet
 from gpuxent.evaluation.sources.safetensors import open_safetensors
 from gpuxent.evaluation.sources.shards import ShardedSource, natural
@@ -22,6 +23,7 @@ __all__ = [
     "DaskSource",
     "FileStamp",
     "LinearSource",
+    "PairSource",
     "ShardedSource",
     "Source",
     "members",
