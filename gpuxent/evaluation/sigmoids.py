@@ -13,7 +13,7 @@ from gpuxent.evaluation.sources import FileStamp, Source
 
 
 @dataclass(frozen=True)
-class PairSource:
+class SigmoidSource:
     """The elements of scores (...), each a row of two classes: 0 and the score, whose softmax is the sigmoid of it; of
     probabilities 1 - p and p."""
 
@@ -64,7 +64,7 @@ class PairSource:
         self.scores.check(slice(rows.start // self.columns, -(-rows.stop // self.columns)))
 
 
-class DaskPairs(PairSource):
+class DaskSigmoids(SigmoidSource):
     """Of an array of Dask."""
 
     @property
@@ -118,10 +118,10 @@ def columns_of(shape: tuple[int, ...]) -> int:
     return shape[-1] if len(shape) > 1 else 1
 
 
-def pairs(scores: Source, probs: bool) -> PairSource:
+def pairs(scores: Source, probs: bool) -> SigmoidSource:
     """TypeError of logits that are products, which are never there to be paired."""
     if hasattr(scores, "parts"):
         raise TypeError(f"logits ({scores.name}) must be stored with kind='sigmoid', got products; store them")
     if not scores.shape or math.prod(scores.shape[1:]) == 0:
         raise ValueError(f"logits ({scores.name}) must have shape (rows,) or (..., labels), got {scores.shape}")
-    return (DaskPairs if hasattr(scores, "row_edges") else PairSource)(scores, probs)
+    return (DaskSigmoids if hasattr(scores, "row_edges") else SigmoidSource)(scores, probs)
