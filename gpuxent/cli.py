@@ -290,6 +290,7 @@ def compare(
     min_context: Annotated[int, counting(help="Rows with less of their document before them do not count.")] = 0,
     limit: Annotated[int | None, counting(help="Only the first so many rows.")] = None,
     ignore_index: Annotated[int, counting(help="Label of tokens that do not count.")] = -100,
+    vocab_align: Annotated[str, scoring(help="crop: leave out what the larger vocabulary has at its end.")] = "error",
     backend: Annotated[str | None, computing(help="numba, numpy or cupy; default: the best on the CPU.")] = None,
     memory: Annotated[str | None, computing(help="Logits to hold in each process, such as 2GB.")] = None,
     workers: Annotated[int | None, computing(help="Processes of this machine, instead of threads.", min=1)] = None,
@@ -320,6 +321,7 @@ def compare(
                 min_context=min_context,
                 limit=limit,
                 ignore_index=ignore_index,
+                vocab_align=vocab_align,
                 backend=backend,
             )
             for warning in job.logits.warnings():

@@ -262,6 +262,30 @@ def test_every_kind_of_source_gives_the_same(tmp_path):
     assert gx.compare(*cut, y, documents=d).kl.value == pytest.approx(expected.kl.value, rel=1e-9)
 
 
+def test_a_larger_vocabulary_is_cropped_on_request(tmp_path):
+    p, q, y, _ = two_models()
+    more = np.concatenate([q, np.full((60, 3), 9.0, np.float32)], axis=1)
+    with pytest.warns(UserWarning, match=r"the last 3 of 40 classes of other \(other\) are left out") as seen:
+        assert gx.compare(p, more, y, vocab_align="crop") == gx.compare(p, q, y)
+    assert len(seen) == 1
+    with pytest.warns(UserWarning, match="the last 3 of 40 classes of base"):
+        assert gx.compare(more, p, y, vocab_align="crop") == gx.compare(q, p, y)
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(IndexError, match=r"is 38, expected a class in \[0, 37\)"),
+    ):
+        gx.compare(p, more, np.full(60, 38), vocab_align="crop")
+    with pytest.raises(ValueError, match="vocab_align must be one of 'error', 'crop', got 'pad'"):
+        gx.compare(p, more, y, vocab_align="pad")
+    for name, array in (("p", p), ("more", more), ("y", y)):
+        np.save(tmp_path / f"{name}.npy", array)
+    paths = [tmp_path / "p.npy", tmp_path / "more.npy", "--labels", tmp_path / "y.npy"]
+    assert run(*paths)[0] == 3
+    status, _, err = run(*paths, "--vocab-align", "crop")
+    assert status == 0
+    assert "the last 3 of 40 classes" in " ".join(err.split())
+
+
 def test_hidden_states_on_either_side():
     rng = np.random.default_rng(0)
     hidden, classifier = rng.integers(-8, 9, (50, 6)) / 8, rng.integers(-8, 9, (37, 6)) / 4

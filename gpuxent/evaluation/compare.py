@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import numpy as np
 
@@ -37,6 +38,7 @@ def compare(
     min_context: int = 0,
     limit: int | None = None,
     ignore_index: int | None = -100,
+    vocab_align: str = "error",
     backend: str | None = None,
     memory: int | None = None,
     client: Any = None,
@@ -47,6 +49,7 @@ def compare(
         base, other: with labels, logits (..., vocab) of both models for the same rows, each of any kind that `evaluate`
             takes, `linear_logits` included: read block by block, together. Without labels, the folders of two finished
             runs on the same tokens (`evaluate(..., run=)`): their records are enough for all but the divergences.
+        vocab_align: "error" if vocabularies differ, or "crop": leave out the last classes of the larger one, and warn.
         labels: (...) integers. documents, mask, shift, min_context, limit, ignore_index, backend, memory, client: as
             `evaluate`; they are for logits.
 
@@ -79,8 +82,11 @@ def compare(
         min_context=min_context,
         limit=limit,
         ignore_index=ignore_index,
+        vocab_align=vocab_align,
         backend=backend,
     )
+    for warning in job.pair.left_out():
+        warn(warning, UserWarning, stacklevel=2)
     if client is not None:
         check_reachable(job)
     with unchanged(job):
@@ -98,12 +104,13 @@ def open_pair_job(
     min_context: int = 0,
     limit: int | None = None,
     ignore_index: int | None = arguments.DEFAULT_IGNORE_INDEX,
+    vocab_align: str = "error",
     backend: str | None = None,
 ) -> PairJob:
     """Everything that can be checked without reading rows."""
     first, second = as_source(base, "base"), as_source(other, "other")
     job = PairJob(
-        PairSource(first, second),
+        PairSource(first, second, arguments.one_of(vocab_align, "vocab_align", ("error", "crop")) == "crop"),
         as_source(labels, "labels", getattr(first, "array", None)),
         None if documents is None else as_source(documents, "documents"),
         None if mask is None else as_source(mask, "mask"),

@@ -68,7 +68,7 @@ class PairJob(Job):
         return Pairs()
 
     def row_scores(self, logits: Any, classes: np.ndarray) -> PairScores:
-        sides = [self.opened(made(side), classes) for side in logits]
+        sides = [self.opened(made(side)[:, : self.pair.shape[-1]], classes) for side in logits]
         arguments.pair(sides[0][0], sides[1][0], ("base", "other"))
         base, other = (Rows.open(rows, labels, **options) for rows, labels, options in sides)
         owner, q = base.backend, base.backend.laid_out_as(base.logits, other.logits)

@@ -12,10 +12,12 @@ from gpuxent.evaluation.sources._base import FileStamp, Source
 
 @dataclass(frozen=True)
 class PairSource:
-    """What is read is the pair (base's rows, other's rows). Shape and dtype are base's; a row's bytes are both's."""
+    """What is read is the pair (base's rows, other's rows), each with all its classes. Dtype is base's, and of two
+    vocabularies the smaller one is the shape's, if what is beyond it shall be left out."""
 
     base: Source
     other: Source
+    crop: bool = False
 
     def __post_init__(self) -> None:
         if self.other.shape[:-1] != self.base.shape[:-1]:
@@ -23,10 +25,10 @@ class PairSource:
                 f"other ({self.other.name}) must have the rows of base, {self.base.shape[:-1]}, got "
                 f"{self.other.shape[:-1]}"
             )
-        if self.other.shape[-1:] != self.base.shape[-1:]:
+        if self.other.shape[-1:] != self.base.shape[-1:] and not self.crop:
             raise ValueError(
                 f"other ({self.other.name}) must have the vocabulary of base, {self.base.shape[-1]:,} classes, got "
-                f"{self.other.shape[-1]:,}"
+                f"{self.other.shape[-1]:,}; vocab_align='crop' leaves out the last ones of the larger"
             )
 
     @property
@@ -35,7 +37,7 @@ class PairSource:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.base.shape
+        return (*self.base.shape[:-1], min(self.base.shape[-1], self.other.shape[-1]))
 
     @property
     def dtype(self) -> np.dtype:
@@ -64,7 +66,17 @@ class PairSource:
         return [*self.base.files(), *self.other.files()]
 
     def warnings(self) -> list[str]:
-        return [*self.base.warnings(), *self.other.warnings()]
+        return [*self.base.warnings(), *self.other.warnings(), *self.left_out()]
+
+    def left_out(self) -> list[str]:
+        """A sentence, if classes are."""
+        kept = self.shape[-1]
+        return [
+            f"the last {side.shape[-1] - kept:,} of {side.shape[-1]:,} classes of {name} ({side.name}) are left out: its "
+            "probabilities are those of the others"
+            for name, side in self.sides.items()
+            if side.shape[-1] > kept
+        ]
 
     def check(self, rows: slice, columns: slice | None = None) -> None:
         self.base.check(rows, columns)
