@@ -72,8 +72,8 @@ class PairSource:
         """A sentence, if classes are."""
         kept = self.shape[-1]
         return [
-            f"the last {side.shape[-1] - kept:,} of {side.shape[-1]:,} classes of {name} ({side.name}) are left out: its "
-            "probabilities are those of the others"
+            f"the last {side.shape[-1] - kept:,} of {side.shape[-1]:,} classes of {name} ({side.name}) are left out: "
+            "its probabilities are those of the others"
             for name, side in self.sides.items()
             if side.shape[-1] > kept
         ]
