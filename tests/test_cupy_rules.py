@@ -131,7 +131,7 @@ CASES = {
     "over": (_row_loss.over, (vector(7), vector(8)), 1),
     "over a number": (_row_loss.over, (vector(7), np.float64(0.0)), 1),
     "class weights": (partial(_row_loss.take_class_weight, np.linspace(0, 2, 9)), (LABELS,), 1),
-    "evaluation": (totals._scores, (STATS, LABELS), 5),
+    "evaluation": (totals.measures, (STATS, LABELS), 5),
     "ones": (np.ones_like, (vector(3),), 1),
     "softmax alone": (normalizers._softmax_alone, (LABELS,), 3),
 }
