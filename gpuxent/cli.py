@@ -300,33 +300,38 @@ def compare(
 ) -> None:
     """Is OTHER worse than BASE, by how much, and where? From both models' logits, or from the tokens of two runs."""
     from gpuxent.evaluation import comparison_report
-    from gpuxent.evaluation.compare import compare_runs, open_pair_job
+    from gpuxent.evaluation.compare import check_for_runs, compare_runs, open_pair_job
 
     if labels is None and base.endswith(".kld"):
         labels = f"{base}::labels"
     with bad_input_exits():
-        check_writable(output, base, other, labels, documents, mask)
+        factors = (base_classifier, base_bias, other_classifier, other_bias)
+        check_writable(output, base, other, labels, documents, mask, *factors)
+        options: dict[str, Any] = {
+            "documents": documents,
+            "mask": mask,
+            "shift": shift,
+            "min_context": min_context,
+            "limit": limit,
+            "ignore_index": ignore_index,
+            "vocab_align": vocab_align,
+            "backend": backend,
+        }
         if labels is None:
             if Path(base).is_file():
                 raise ValueError(f"--labels must be given: {base} is a file, and no run's folder")
+            named = ("base_classifier", "base_bias", "other_classifier", "other_bias")
+            more = {"memory": memory, "workers": workers, "scheduler": scheduler}
+            check_for_runs(**options, **dict(zip(named, factors, strict=True)), **more)
             result = compare_runs(base, other)
         else:
-            job = open_pair_job(
-                with_classifier(base, base_classifier, base_bias),
-                with_classifier(other, other_classifier, other_bias),
-                labels,
-                documents=documents,
-                mask=mask,
-                shift=shift,
-                min_context=min_context,
-                limit=limit,
-                ignore_index=ignore_index,
-                vocab_align=vocab_align,
-                backend=backend,
-            )
+            sides = with_classifier(base, *factors[:2]), with_classifier(other, *factors[2:])
+            job = open_pair_job(*sides, labels, **options)
             for warning in job.logits.warnings():
                 say(f"warning: {warning}")
             result = compare_with_progress(job, workers=(workers, scheduler, None), memory=memory)
+        if result.scored == 0:
+            raise ValueError("no token to compare: none counts")
         with written_to(output) as file:
             about = {"gpuxent": __version__, "base": base, "other": other, "labels": labels, "documents": documents}
             comparison_report.write(result, format, about, file, 80 if output else None)

@@ -281,6 +281,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
         if not 0 < arguments.number(self.validation_fraction, "validation_fraction", 0) < 1:
             raise ValueError(f"validation_fraction must be between 0 and 1, got {self.validation_fraction}")
+        for name in ("fit_intercept", "shuffle", "early_stopping", "warm_start"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name in ("max_iter", "batch_size", "n_iter_no_change"):
             arguments.positive(getattr(self, name), name)
 

@@ -333,6 +333,9 @@ BAD = [
     ((LOGITS, LOGITS, np.array([0, 1, 2, 3])), {}, IndexError, r"labels\[3\] is 3, expected a class in \[0, 3\)"),
     ((LOGITS, LOGITS), {}, ValueError, "labels must be given to compare logits"),
     ((LOGITS, LOGITS), {"limit": 3}, ValueError, "limit goes with labels"),
+    (("a", "b"), {"shift": 1}, ValueError, "shift goes with labels, and logits to compare; got shift=1 without labels"),
+    (("a", "b"), {"ignore_index": None}, ValueError, "ignore_index goes with labels"),
+    (("a", "b"), {"documents": np.zeros(4, int)}, ValueError, "documents goes with labels"),
     ((LOGITS, LOGITS, np.zeros(4, int)), {"client": object()}, TypeError, "base must be a file or an array of Dask"),
 ]
 
@@ -440,6 +443,10 @@ def test_the_command(folder, tmp_path):
     (line,) = (row for row in rows if row[2] == "log_ratio")
     assert float(line[3]) == r.log_ratio.value
     assert float(line[4]) == r.log_ratio.stderr_cluster
+    for option in ("--documents", "--base-classifier", "--memory"):
+        status, out, err = run(path / "a", path / "b", option, "1")
+        assert (status, out) == (3, "")
+        assert f"{option[2:].replace('-', '_')} goes with labels" in err
     target = tmp_path / "out.md"
     assert run(path / "a", path / "b", "--format", "markdown", "--output", target)[0] == 0
     assert "| --- | ---: | ---: | ---: |" in target.read_text()
@@ -479,6 +486,10 @@ def test_the_command_on_logits(tmp_path):
     status, _, err = run(*paths[:2])
     assert status == 3
     assert "--labels must be given" in err
+    np.save(tmp_path / "none.npy", np.full(60, -100))
+    status, out, err = run(*paths[:2], "--labels", tmp_path / "none.npy")
+    assert (status, out) == (3, "")
+    assert "no token to compare: none counts" in err
 
 
 @pytest.mark.parametrize("workers", [2])

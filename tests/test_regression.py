@@ -409,6 +409,8 @@ SETTINGS = [
     ({"label_smoothing": 1.5}, ValueError, "label_smoothing must be a number of at least 0 and at most 1, got 1.5"),
     ({"momentum": 1.0}, ValueError, "momentum must be in [0, 1), got 1.0"),
     ({"batch_size": 0}, ValueError, "batch_size must be a positive integer, got 0"),
+    ({"fit_intercept": "no"}, TypeError, "fit_intercept must be True or False, got 'no'"),
+    ({"early_stopping": 1}, TypeError, "early_stopping must be True or False, got 1"),
     ({"max_iter": 2.5}, TypeError, "max_iter must be a positive integer, got 2.5"),
     ({"tol": -1.0}, ValueError, "tol must be a number of at least 0, got -1.0"),
     ({"validation_fraction": 1.0}, ValueError, "validation_fraction must be between 0 and 1, got 1.0"),

@@ -66,25 +66,20 @@ def compare(
     >>> round(result.log_ratio.value, 4), round(result.kl.value, 4)
     (0.0912, 0.0218)
     """
+    options: dict[str, Any] = {
+        "documents": documents,
+        "mask": mask,
+        "shift": shift,
+        "min_context": min_context,
+        "limit": limit,
+        "ignore_index": ignore_index,
+        "vocab_align": vocab_align,
+        "backend": backend,
+    }
     if labels is None:
-        given = {"documents": documents, "mask": mask, "limit": limit, "memory": memory, "client": client}
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(f"{name} goes with labels, and logits to compare; got {name}={value!r} without labels")
+        check_for_runs(**options, memory=memory, client=client)
         return compare_runs(_folder(base, "base"), _folder(other, "other"))
-    job = open_pair_job(
-        base,
-        other,
-        labels,
-        documents=documents,
-        mask=mask,
-        shift=shift,
-        min_context=min_context,
-        limit=limit,
-        ignore_index=ignore_index,
-        vocab_align=vocab_align,
-        backend=backend,
-    )
+    job = open_pair_job(base, other, labels, **options)
     for warning in job.pair.left_out():
         warn(warning, UserWarning, stacklevel=2)
     if client is not None:
@@ -132,8 +127,20 @@ def open_pair_job(
 
 def _folder(value: Any, name: str) -> str | PathLike[str]:
     if not isinstance(value, (str, PathLike)):
-        raise ValueError(f"labels must be given to compare logits: {name} is no folder of a run, but {type(value)}")
+        found = type(value).__qualname__
+        raise ValueError(f"labels must be given to compare logits: {name} is no folder of a run, but of type {found}")
     return value
+
+
+FOR_LOGITS = {"shift": 0, "min_context": 0, "ignore_index": arguments.DEFAULT_IGNORE_INDEX, "vocab_align": "error"}
+
+
+def check_for_runs(**options: Any) -> None:
+    """ValueError if one is given that is for logits: runs were scored with their own."""
+    for name, value in options.items():
+        default = FOR_LOGITS.get(name)
+        if value is not None if default is None else value != default:
+            raise ValueError(f"{name} goes with labels, and logits to compare; got {name}={value!r} without labels")
 
 
 def compare_runs(base: str | PathLike[str], other: str | PathLike[str]) -> Comparison:

@@ -45,6 +45,8 @@ def lines(result: Comparison) -> Iterator[str]:
 
 def verdict(result: Comparison) -> str:
     """The answer in a sentence."""
+    if result.scored == 0:
+        return "No token counts: there is nothing to compare."
     change, by = result.log_ratio, "documents"
     stderr = change.stderr_cluster
     if stderr is None:
