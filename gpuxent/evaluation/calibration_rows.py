@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -78,7 +79,11 @@ def chosen_classes(classes: Any, count: int) -> tuple[int, ...]:
     """Those chosen, of so many."""
     if classes is None:
         return tuple(range(count))
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise TypeError(f"classes must be a sequence of integers, got {classes!r}")
     chosen = tuple(arguments.integer(one, "classes", 0) for one in classes)
+    if not chosen:
+        raise ValueError(f"classes must name one class or more, got {classes!r}")
     for one in chosen:
         if one >= count:
             raise IndexError(f"classes has {one}, expected classes in [0, {count})")

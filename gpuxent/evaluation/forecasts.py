@@ -155,7 +155,10 @@ class ForecastJob(PartJob):
 
 def of_blocks(results: Iterable[BlockResult]) -> Forecasts:
     """All forecasts, in the order of the rows."""
-    return Forecasts.concatenated([part.summary for part in sorted(results, key=lambda result: result.first)])
+    parts = [part.summary for part in sorted(results, key=lambda result: result.first)]
+    if not parts:
+        raise ValueError("no row to measure: of 0 rows none counts")
+    return Forecasts.concatenated(parts)
 
 
 def of_run(run: Run | str | os.PathLike[str]) -> Forecasts:
