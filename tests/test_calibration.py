@@ -693,9 +693,9 @@ def test_kinds_refused():
 
 def test_no_rows_and_no_classes():
     rows, labels = np.zeros((4, 3)), np.zeros(4, int)
-    for measure in (reliability, classwise_reliability):
+    for function in (reliability, classwise_reliability):
         with pytest.raises(ValueError, match="no row to measure: of 0 rows none counts"):
-            measure(rows[:0], labels[:0])
+            function(rows[:0], labels[:0])
     with pytest.raises(TypeError, match="classes must be a sequence of integers, got 1"):
         classwise_reliability(rows, labels, classes=1)
     with pytest.raises(ValueError, match=r"classes must name one class or more, got \(\)"):
