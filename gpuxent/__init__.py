@@ -22,10 +22,10 @@ from gpuxent.divergences import (
     kl_divergence,
     kl_divergence_from_probs,
 )
-from gpuxent.evaluation.compare import compare
-from gpuxent.evaluation.comparison import Comparison
+from gpuxent.evaluation.comparison.compare import compare
+from gpuxent.evaluation.comparison.result import Comparison
 from gpuxent.evaluation.evaluate import evaluate, linear_logits, perplexity
-from gpuxent.evaluation.result import CalibrationBin, Evaluation
+from gpuxent.evaluation.statistics.result import CalibrationBin, Evaluation
 from gpuxent.linear import linear_cross_entropy, linear_cross_entropy_and_grad
 from gpuxent.losses import (
     binary_cross_entropy,

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gpuxent.evaluation import ledger, run, token_parts, token_record
-from gpuxent.evaluation.run import RunDirectory
-from gpuxent.evaluation.statistics import Summary
-from gpuxent.evaluation.tokens import BlockResult, Tokens
+from gpuxent.evaluation.runs import directory as run
+from gpuxent.evaluation.runs import ledger, token_parts, token_record
+from gpuxent.evaluation.runs.directory import RunDirectory
+from gpuxent.evaluation.statistics.summary import Summary
+from gpuxent.evaluation.statistics.tokens import BlockResult, Tokens
 
 WHAT = {
     "format": 1,

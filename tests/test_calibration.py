@@ -25,13 +25,14 @@ from gpuxent.calibration import (
     reliability,
     reliability_of_run,
 )
-from gpuxent.evaluation import calibration_report, driver
-from gpuxent.evaluation.forecasts import Forecasts
-from gpuxent.evaluation.held_out import drawn
-from gpuxent.evaluation.reliability import Resampling, measure, statistics
-from gpuxent.evaluation.sigmoids import RepeatedSource, pairs
+from gpuxent.evaluation import driver
+from gpuxent.evaluation.calibration import report as calibration_report
+from gpuxent.evaluation.calibration.forecasts import Forecasts
+from gpuxent.evaluation.calibration.held_out import drawn
+from gpuxent.evaluation.calibration.reliability import Resampling, measure, statistics
+from gpuxent.evaluation.calibration.sigmoids import RepeatedSource, pairs
+from gpuxent.evaluation.calibration.temperature import MOST_PASSES
 from gpuxent.evaluation.sources import ArraySource, DaskSource
-from gpuxent.evaluation.temperature import MOST_PASSES
 
 
 def sampled(rows, vocab, sharpness, dtype=np.float64, seed=0):

@@ -18,7 +18,8 @@ from test_sources import save_npy, save_zarr
 from typer.testing import CliRunner
 
 import gpuxent as gx
-from gpuxent.cli import app, check_writable
+from gpuxent.cli import app
+from gpuxent.cli._console import check_writable
 
 BUILT_IN = "import sys; from gpuxent.cli import main; main()"
 COUNTED = {"scored", "ignored", "accuracy", "top5_accuracy"}

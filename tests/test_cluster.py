@@ -31,7 +31,7 @@ from gpuxent.evaluation import cluster as clusters
 from gpuxent.evaluation.cluster import ClientWorkers, local_workers
 from gpuxent.evaluation.driver import ThreadWorkers, plan, run_blocks, sized
 from gpuxent.evaluation.evaluate import open_job
-from gpuxent.evaluation.run import Run
+from gpuxent.evaluation.runs.directory import Run
 from gpuxent.evaluation.score import evaluate_job
 from gpuxent.evaluation.sources import open_source
 

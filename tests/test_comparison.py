@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 import gpuxent as gx
 from gpuxent.cli import app
-from gpuxent.evaluation import comparison_report
-from gpuxent.evaluation.compare import _sliced
-from gpuxent.evaluation.pairs import LISTED, QUANTILES, Pairs
-from gpuxent.evaluation.tokens import Tokens
+from gpuxent.evaluation.comparison import report as comparison_report
+from gpuxent.evaluation.comparison.compare import _sliced
+from gpuxent.evaluation.comparison.pairs import LISTED, QUANTILES, Pairs
+from gpuxent.evaluation.statistics.tokens import Tokens
 
 
 def tokens(nll, documents=None, seed=0, rank=None):
@@ -404,8 +404,8 @@ def test_folders_without_a_finished_run(folder, tmp_path):
     with pytest.raises(OSError, match="nothing"):
         gx.compare(path / "a", tmp_path / "nothing")
     from gpuxent.evaluation.evaluate import open_job
-    from gpuxent.evaluation.fingerprint import fingerprint
-    from gpuxent.evaluation.run import RunDirectory
+    from gpuxent.evaluation.runs.directory import RunDirectory
+    from gpuxent.evaluation.runs.fingerprint import fingerprint
 
     job = open_job(x, y)
     with RunDirectory(tmp_path / "begun", fingerprint(job.inputs, job.options), 90):

@@ -22,9 +22,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from gpuxent.cli import app
-from gpuxent.evaluation import convert as convert_module
-from gpuxent.evaluation import writers
-from gpuxent.evaluation.convert import convert
+from gpuxent.evaluation.files import convert as convert_module
+from gpuxent.evaluation.files import writers
+from gpuxent.evaluation.files.convert import convert
 from gpuxent.evaluation.sources import open_source
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -515,7 +515,7 @@ def test_a_missing_package_is_named(package, given, quiet, monkeypatch):
 LIMITED = """
 import io, resource, sys, warnings
 from rich.console import Console
-from gpuxent.evaluation.convert import convert
+from gpuxent.evaluation.files.convert import convert
 from gpuxent.evaluation.sources import open_source
 warnings.simplefilter("error")
 folder = sys.argv[1]
@@ -577,7 +577,8 @@ def test_a_file_that_appears_meanwhile_is_kept(given, quiet):
 SLOW = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background processes ignore it
-from gpuxent.evaluation import convert, writers
+from gpuxent.evaluation.files import convert
+from gpuxent.evaluation.files import writers
 from gpuxent.cli import main
 convert.CHUNK_BYTES = writers.CHUNK_BYTES = 1000
 def slowly(self, first, block, write=convert.WRITERS[sys.argv[1]].write):

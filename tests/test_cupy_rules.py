@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gpuxent import _arguments, _row_loss, normalizers
 from gpuxent._records import NO_CLASS, ExactSum, RowStats
 from gpuxent.backends import _numpy
-from gpuxent.evaluation import totals
+from gpuxent.evaluation.statistics import totals
 
 pytestmark = pytest.mark.skipif(ON_GPU, reason="compares bits with the C library's functions, which the emulation uses")
 

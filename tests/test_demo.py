@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gpuxent.evaluation import demo, demo_corpus, demo_report
-from gpuxent.evaluation.demo_corpus import (
+from gpuxent.evaluation.demo import corpus as demo_corpus
+from gpuxent.evaluation.demo import demonstrate as demo
+from gpuxent.evaluation.demo import report as demo_report
+from gpuxent.evaluation.demo.corpus import (
     UNKNOWN,
     build_corpus,
     gather_paragraphs,
@@ -19,9 +21,9 @@ from gpuxent.evaluation.demo_corpus import (
     tokenize,
     without_repeats,
 )
-from gpuxent.evaluation.demo_model import LogBilinear, Settings, log_unigram, sum_by_row, train
-from gpuxent.evaluation.demo_report import most_surprising, words_before
-from gpuxent.evaluation.documents import Document
+from gpuxent.evaluation.demo.model import LogBilinear, Settings, log_unigram, sum_by_row, train
+from gpuxent.evaluation.demo.report import most_surprising, words_before
+from gpuxent.evaluation.statistics.documents import Document
 
 TINY = Settings(dimension=16, context=2, epochs=3, batch=64, warmup=10)
 

@@ -15,7 +15,7 @@ import gpuxent
 from bench.failures import calibration_counts, frame, perplexity_counts, truth
 from bench.failures.__main__ import FAILURES, main
 from bench.failures.frame import Failure, Line, Missing, Raised
-from gpuxent.evaluation.totals import Totals
+from gpuxent.evaluation.statistics.totals import Totals
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import gpuxent
-from gpuxent.evaluation import fingerprint as module
-from gpuxent.evaluation.fingerprint import computed_by, differences, fingerprint
+from gpuxent.evaluation.runs import fingerprint as module
+from gpuxent.evaluation.runs.fingerprint import computed_by, differences, fingerprint
 from gpuxent.evaluation.sources import ArraySource, DaskSource, FileStamp, open_source
 
 
@@ -199,7 +199,7 @@ def test_other_code_is_another_kind(backend, setting):
     """As on an older CPU: NumPy and Numba take the loops that it can run."""
     if backend == "numpy" and platform.machine() != "x86_64":
         pytest.skip("the names of features are those of x86-64")
-    code = f"from gpuxent.evaluation.fingerprint import computed_by; print(computed_by({backend!r}))"
+    code = f"from gpuxent.evaluation.runs.fingerprint import computed_by; print(computed_by({backend!r}))"
     found = [
         subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code],

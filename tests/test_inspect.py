@@ -14,7 +14,7 @@ import zarr
 from rich.console import Console
 from test_convert import gpuxent, invoked, save
 
-from gpuxent.evaluation import inspect, sampling
+from gpuxent.evaluation.files import inspect, sampling
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = pytest.mark.parametrize(

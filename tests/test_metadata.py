@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from gpuxent.evaluation.metadata import open_metadata
+from gpuxent.evaluation.statistics.metadata import open_metadata
 
 ROWS = [(3, 30, "de", 7), (-1, 0, "", 8), (2**62, 12, "en, or so", 9)]
 NAMES = ("document", "n", "of", "w")

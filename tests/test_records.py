@@ -17,7 +17,7 @@ from oracle import entropy as true_entropy
 from gpuxent import _row_loss
 from gpuxent._records import NO_CLASS, ExactSum, PairStats, RowStats, Spread
 from gpuxent.backends import backend_of
-from gpuxent.evaluation.totals import Totals
+from gpuxent.evaluation.statistics.totals import Totals
 
 pytestmark = pytest.mark.usefixtures("backend")
 

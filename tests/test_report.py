@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from test_statistics import summary
 
-from gpuxent.evaluation import report
-from gpuxent.evaluation.metadata import open_metadata
-from gpuxent.evaluation.result import Evaluation, GroupStatistics
+from gpuxent.evaluation.reports import tables
+from gpuxent.evaluation.statistics.metadata import open_metadata
+from gpuxent.evaluation.statistics.result import Evaluation, GroupStatistics
 
 RUN = {"source": "logits/bfloat16", "shift": 1, "labels": "labels.npy", "temperature": 1.0}
 GROUPS = ("de", "en|us", "español", "two\nlines", "")
@@ -37,7 +37,7 @@ BAD = replace(
 
 def written(result=RESULT, form="table", run=RUN, width=None, encoding="utf-8"):
     file = io.TextIOWrapper(io.BytesIO(), encoding, newline="")
-    report.write(result, form, run, file, width)
+    tables.write(result, form, run, file, width)
     file.seek(0)
     return file.read()
 
@@ -176,9 +176,9 @@ def test_markdown():
     text = written(form="markdown")
     lines = text.splitlines()
     assert lines[0] == "scored 1,000  ignored 24  bad 0  docs 40  from logits/bfloat16  shift 1"
-    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
-    assert len(tables) == 6
-    for table in tables:
+    found = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
+    assert len(found) == 6
+    for table in found:
         cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table]
         assert len({len(row) for row in cells}) == 1
         assert all(set(cell.strip()) <= set("-:") for cell in cells[1])
@@ -270,7 +270,7 @@ def test_csv():
 
 def test_unknown_form():
     with pytest.raises(ValueError, match="form must be one of table, json, jsonl, csv, markdown, got 'xml'"):
-        report.write(RESULT, "xml", {}, io.StringIO())
+        tables.write(RESULT, "xml", {}, io.StringIO())
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_unknown_form():
     ],
 )
 def test_errors_have_two_digits(value, shown):
-    assert report.error(value) == shown
+    assert tables.error(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -305,4 +305,4 @@ def test_errors_have_two_digits(value, shown):
     ],
 )
 def test_values_have_six_digits(value, shown):
-    assert report.decimal(value) == shown
+    assert tables.decimal(value) == shown

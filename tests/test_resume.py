@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from gpuxent.evaluation.run import Run, read_tokens
+from gpuxent.evaluation.runs.directory import Run, read_tokens
 
 ROWS, VOCAB, KILLS = 20_000, 40, 20
 COMMAND = [sys.executable, "-c", "from gpuxent.cli import main; main()", "perplexity"]

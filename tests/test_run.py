@@ -21,10 +21,11 @@ import pytest
 import run_child
 from run_child import MACHINE, WHAT, result_of, tokens_of
 
-from gpuxent.evaluation import ledger, run, token_parts, token_record
-from gpuxent.evaluation.run import Run, RunDirectory, read_tokens
-from gpuxent.evaluation.statistics import Summary
-from gpuxent.evaluation.tokens import Tokens
+from gpuxent.evaluation.runs import directory as run
+from gpuxent.evaluation.runs import ledger, token_parts, token_record
+from gpuxent.evaluation.runs.directory import Run, RunDirectory, read_tokens
+from gpuxent.evaluation.statistics.summary import Summary
+from gpuxent.evaluation.statistics.tokens import Tokens
 
 IDENTITY = Summary.identity(documents=True)
 
@@ -453,7 +454,9 @@ def processes():
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("killing needs POSIX")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gpuxent.evaluation.run", "gpuxent.evaluation.statistics", "pyarrow.parquet"])
+    context.set_forkserver_preload(
+        ["gpuxent.evaluation.runs.directory", "gpuxent.evaluation.statistics.summary", "pyarrow.parquet"]
+    )
     return context
 
 

@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuxent.backends import BACKENDS, _numpy_sums, backend_of
-from gpuxent.evaluation import documents, sums
-from gpuxent.evaluation.clustered import mean_of_means, ratio
-from gpuxent.evaluation.documents import DocumentSums, Run
-from gpuxent.evaluation.histogram import RELATIVE_ERROR, LossHistogram
-from gpuxent.evaluation.metadata import Metadata, open_metadata
-from gpuxent.evaluation.statistics import Summary
-from gpuxent.evaluation.sums import sums_by_group
-from gpuxent.evaluation.tokens import Tokens
+from gpuxent.evaluation.statistics import documents, sums
+from gpuxent.evaluation.statistics.clustered import mean_of_means, ratio
+from gpuxent.evaluation.statistics.documents import DocumentSums, Run
+from gpuxent.evaluation.statistics.histogram import RELATIVE_ERROR, LossHistogram
+from gpuxent.evaluation.statistics.metadata import Metadata, open_metadata
+from gpuxent.evaluation.statistics.summary import Summary
+from gpuxent.evaluation.statistics.sums import sums_by_group
+from gpuxent.evaluation.statistics.tokens import Tokens
 
 sizes = st.one_of(
     st.sampled_from([0.0, 5e-324, 2.0**-1022, 1e-200, 2.0**-60, 1e-17, 0.1, 1.0, 3.0, 1e16, 2.0**53, 1e300, np.inf]),

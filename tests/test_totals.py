@@ -14,8 +14,8 @@ from makers import FLOAT_DTYPES, labels, logits
 from oracle import assert_close
 
 import gpuxent as gx
-from gpuxent.evaluation.tokens import Tokens
-from gpuxent.evaluation.totals import Totals, score_rows
+from gpuxent.evaluation.statistics.tokens import Tokens
+from gpuxent.evaluation.statistics.totals import Totals, score_rows
 
 DTYPES = pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=lambda d: np.dtype(d).name)
 

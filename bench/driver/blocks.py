@@ -19,12 +19,12 @@ from bench.driver.data import WrongResult, agree, serial, tiny_job
 from bench.figures import Figure, Target
 from bench.timing import Plan
 from gpuxent.evaluation.driver import ThreadWorkers
-from gpuxent.evaluation.fingerprint import fingerprint
 from gpuxent.evaluation.job import Job
-from gpuxent.evaluation.run import RunDirectory
+from gpuxent.evaluation.runs.directory import RunDirectory
+from gpuxent.evaluation.runs.fingerprint import fingerprint
+from gpuxent.evaluation.runs.token_record import PART_TOKENS
 from gpuxent.evaluation.score import score
-from gpuxent.evaluation.statistics import Summary
-from gpuxent.evaluation.token_record import PART_TOKENS
+from gpuxent.evaluation.statistics.summary import Summary
 
 ROWS = 64  # of a block: as many as 32 MB of float32 logits have at V = 128k
 STATUS = Path("/proc/self/status")

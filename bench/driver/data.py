@@ -15,7 +15,7 @@ from gpuxent.evaluation.driver import ROW_BYTES, Workers, plan
 from gpuxent.evaluation.job import Job
 from gpuxent.evaluation.sources import Source
 from gpuxent.evaluation.sources._base import InMemory
-from gpuxent.evaluation.statistics import Summary
+from gpuxent.evaluation.statistics.summary import Summary
 
 DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 DIFFERENT = 64  # rows; the file repeats them, each time turned further

@@ -16,7 +16,7 @@ from gpuxent.backends._threads import thread_count
 from gpuxent.evaluation.driver import ThreadWorkers, plan, sized
 from gpuxent.evaluation.evaluate import open_job
 from gpuxent.evaluation.score import score
-from gpuxent.evaluation.totals import score_rows
+from gpuxent.evaluation.statistics.totals import score_rows
 
 VOCABS = (128256, 32000, 1024)
 GIB = 2**30

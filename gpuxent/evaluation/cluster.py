@@ -18,10 +18,10 @@ from typing import Any
 
 from gpuxent.backends._threads import available_cores, one_blas_thread, threads
 from gpuxent.evaluation.driver import BLOCK_BYTES, READERS, TASK_READS, Done, WorkerDied
-from gpuxent.evaluation.fingerprint import computed_by
 from gpuxent.evaluation.job import Job, Labelled, on_cpu
+from gpuxent.evaluation.runs.fingerprint import computed_by
 from gpuxent.evaluation.sources import ArraySource
-from gpuxent.evaluation.tokens import BlockResult
+from gpuxent.evaluation.statistics.tokens import BlockResult
 
 PATIENCE = 60.0  # seconds without a worker before giving up
 COUNT_AFTER = 5.0  # seconds between two looks at how many workers there are

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from gpuxent.backends._threads import thread_count, threads
 from gpuxent.evaluation.job import Job
-from gpuxent.evaluation.tokens import BlockResult
+from gpuxent.evaluation.statistics.tokens import BlockResult
 
 # Of logits that are read at once: long enough that their overhead does not count, short enough for progress. A GPU
 # reads a hundred times faster.

@@ -14,10 +14,10 @@ from gpuxent._records import Array
 from gpuxent.backends import is_dask
 from gpuxent.evaluation.cluster import ClientWorkers, check_reachable, default_client
 from gpuxent.evaluation.job import Job, check
-from gpuxent.evaluation.metadata import open_metadata
-from gpuxent.evaluation.result import Evaluation
 from gpuxent.evaluation.score import evaluate_job
 from gpuxent.evaluation.sources import ArraySource, DaskSource, LinearSource, Source, open_source
+from gpuxent.evaluation.statistics.metadata import open_metadata
+from gpuxent.evaluation.statistics.result import Evaluation
 from gpuxent.losses import cross_entropy
 
 Data = Array | str | Path | Source

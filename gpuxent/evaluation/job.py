@@ -14,11 +14,11 @@ import numpy as np
 from gpuxent import _arguments as arguments
 from gpuxent._records import IGNORED
 from gpuxent.backends import computed, is_cupy, on_gpu, on_host, to_gpu
-from gpuxent.evaluation.fingerprint import computed_by
+from gpuxent.evaluation.runs.fingerprint import computed_by
 from gpuxent.evaluation.sources import Source
-from gpuxent.evaluation.statistics import Summary
-from gpuxent.evaluation.tokens import BlockResult, Tokens
-from gpuxent.evaluation.totals import score_rows
+from gpuxent.evaluation.statistics.summary import Summary
+from gpuxent.evaluation.statistics.tokens import BlockResult, Tokens
+from gpuxent.evaluation.statistics.totals import score_rows
 
 RETRY_AFTER = (0.1, 1.0, 5.0)  # seconds; what a network file system needs to find its server again
 MOST_ID = np.iinfo(np.int64).max

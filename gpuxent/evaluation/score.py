@@ -26,14 +26,14 @@ from gpuxent.evaluation.driver import (
     run_blocks,
     sized,
 )
-from gpuxent.evaluation.fingerprint import differences, fingerprint
 from gpuxent.evaluation.job import Job
-from gpuxent.evaluation.metadata import Metadata
-from gpuxent.evaluation.result import Evaluation
-from gpuxent.evaluation.run import RunDirectory
+from gpuxent.evaluation.runs.directory import RunDirectory
+from gpuxent.evaluation.runs.fingerprint import differences, fingerprint
 from gpuxent.evaluation.sources import Source
-from gpuxent.evaluation.statistics import Summary
-from gpuxent.evaluation.tokens import BlockResult
+from gpuxent.evaluation.statistics.metadata import Metadata
+from gpuxent.evaluation.statistics.result import Evaluation
+from gpuxent.evaluation.statistics.summary import Summary
+from gpuxent.evaluation.statistics.tokens import BlockResult
 
 Watch = Callable[[int, Summary], None]  # rows that are done since the last call, and the summary of all that are
 

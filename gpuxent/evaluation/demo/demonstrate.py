@@ -1,0 +1,143 @@
+"""The demonstration: train a small language model on real text, store its logits, and score the files.
+
+Everything after the training is what `gpuxent perplexity` does with any model's files.
+"""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from gpuxent.evaluation.comparison.compare import compare
+from gpuxent.evaluation.comparison.result import Comparison
+from gpuxent.evaluation.demo import report as demo_report
+from gpuxent.evaluation.demo.corpus import Corpus, reference_corpus, text_corpus
+from gpuxent.evaluation.demo.model import LogBilinear, Settings, Trained, log_unigram, train
+from gpuxent.evaluation.demo.report import Scored
+from gpuxent.evaluation.driver import BLOCK_BYTES, ThreadWorkers, plan, rows_per_block, run_blocks
+from gpuxent.evaluation.evaluate import linear_logits, open_job
+from gpuxent.evaluation.progress import Progress
+from gpuxent.losses import cross_entropy
+
+FILES = ("logits.npy", "labels.npy", "documents.npy", "vocabulary.txt", "documents.txt")
+ROWS_AT_ONCE = 1024  # of logits in float32 while they are written
+ROUNDED_BITS = 4
+
+
+def run_demo(
+    text: Path | None, output: Path | None, *, out: Console, progress: Console, settings: Settings | None = None
+) -> None:
+    """Train on `text` (UTF-8; default: Python's language reference), write the held-out logits, score them.
+
+    Results go to the console `out`, progress to `progress`. The files go into the folder `output`, or into a temporary
+    one that is deleted at the end. ValueError: a text that is too small or no UTF-8, or an output folder that has such
+    files.
+    """
+    settings = settings or Settings()
+    corpus = reference_corpus() if text is None else text_corpus(text)
+    with output_folder(output) as folder:
+        demo_report.show_corpus(corpus, out)
+        trained = train_model(corpus, settings, progress)
+        demo_report.show_training(trained, settings, out)
+        write_files(trained.model, corpus, settings, folder)
+        demo_report.show_files(folder, kept=output is not None, out=out)
+        scored = score(folder, corpus, progress)
+        for table in demo_report.tables(scored):
+            out.print()
+            out.print(table)
+        demo_report.show_comparison(compare_rounded(trained.model, corpus, settings, folder), ROUNDED_BITS, out)
+        if output is not None:
+            demo_report.show(out, "\nScore the files again:")
+            out.print(f"  {command(folder)}", highlight=False, markup=False, soft_wrap=True)  # one line, to be copied
+
+
+@contextmanager
+def output_folder(output: Path | None) -> Iterator[Path]:
+    """The folder for the files: the user's, made if need be and never overwriting, or a temporary one."""
+    if output is None:
+        with tempfile.TemporaryDirectory(prefix="gpuxent-demo-") as temporary:
+            yield Path(temporary)
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    there = [name for name in FILES if (output / name).exists()]
+    if there:
+        raise ValueError(f"{output} already has {there[0]}; give a new or empty folder")
+    yield output
+
+
+def train_model(corpus: Corpus, settings: Settings, console: Console) -> Trained:
+    """A model of the training part of the corpus."""
+    places = np.flatnonzero(~corpus.held_out)
+    contexts, labels = corpus.contexts(places, settings.context), corpus.tokens[places]
+    vocab = len(corpus.vocab)
+    running = 0.0
+    with Progress(settings.steps(len(labels), vocab), "steps", console) as progress:
+
+        def on_step(epoch: int, loss: float) -> None:
+            nonlocal running
+            running = 0.99 * running + 0.01 * loss if running else loss
+            progress.advance(1, f"epoch {epoch}, training loss {running:.3f}")
+
+        return train(contexts, labels, vocab, settings, on_step)
+
+
+def write_files(model: LogBilinear, corpus: Corpus, settings: Settings, folder: Path) -> None:
+    """The held-out rows in the order of the text. The logits are float16, as large models mostly store them."""
+    places = np.flatnonzero(corpus.held_out)
+    contexts = corpus.contexts(places, settings.context)
+    shape = (len(places), len(corpus.vocab))
+    logits = np.lib.format.open_memmap(folder / "logits.npy", mode="w+", dtype=np.float16, shape=shape)
+    for start in range(0, len(places), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        logits[rows] = model.logits(contexts[rows])
+    logits.flush()
+    np.save(folder / "labels.npy", corpus.tokens[places])
+    np.save(folder / "documents.npy", corpus.document[places])
+    (folder / "vocabulary.txt").write_text("".join(f"{word}\n" for word in corpus.vocab), encoding="utf-8")
+    (folder / "documents.txt").write_text("".join(f"{name}\n" for name in corpus.names), encoding="utf-8")
+
+
+def score(folder: Path, corpus: Corpus, console: Console) -> Scored:
+    """What the stored logits say: statistics, each document's, each token's loss, and the baselines."""
+    logits, labels, documents = (folder / name for name in FILES[:3])
+    job = replace(open_job(logits, labels, documents=documents), keep_tokens=True)
+    summary, loss = job.identity(), np.zeros(job.rows)
+    with Progress(job.rows, "rows", console) as progress:
+        blocks = plan([range(job.rows)], rows_per_block(job, BLOCK_BYTES))
+        for block in run_blocks(job, blocks, ThreadWorkers(job.rows)):
+            summary = summary.merge(block.summary)
+            assert block.tokens is not None
+            loss[block.tokens.row] = block.tokens.nll
+            progress.advance(block.rows, f"cross-entropy {summary.totals.mean_loss:.4f}")
+    return Scored(corpus, summary.result(), loss, baselines(corpus), np.load(logits, mmap_mode="r"))
+
+
+def compare_rounded(model: LogBilinear, corpus: Corpus, settings: Settings, folder: Path) -> Comparison:
+    """The stored logits with those of a copy with few bits per weight, which are never stored."""
+    contexts, other = corpus.contexts(np.flatnonzero(corpus.held_out), settings.context), model.rounded(ROUNDED_BITS)
+    logits, labels, documents = (folder / name for name in FILES[:3])
+    rounded = linear_logits(other.hidden(contexts), other.classifier, other.bias)
+    return compare(logits, rounded, labels, documents=documents)
+
+
+def baselines(corpus: Corpus) -> dict[str, float]:
+    """Cross-entropy of the held-out tokens, nats, under models that see no context."""
+    labels, vocab = corpus.tokens[corpus.held_out], len(corpus.vocab)
+    unigram = log_unigram(corpus.tokens[~corpus.held_out], vocab)
+    rows = {"unigram, add-one": unigram, "uniform": np.zeros(vocab)}
+    # the same row for every token: a view, of which no copy is made
+    return {
+        name: float(cross_entropy(np.broadcast_to(row, (labels.size, vocab)), labels)) for name, row in rows.items()
+    }
+
+
+def command(folder: Path) -> str:
+    logits, labels, documents = (shlex.quote(str(folder / name)) for name in FILES[:3])
+    return f"gpuxent perplexity {logits} --labels {labels} --documents {documents}"

@@ -1,0 +1,1 @@
+"""Files of every format: written, converted, sampled and inspected; `sources` reads them."""

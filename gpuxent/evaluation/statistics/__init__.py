@@ -1,0 +1,1 @@
+"""What rows leave behind, merged exactly, and the statistics made of it."""
