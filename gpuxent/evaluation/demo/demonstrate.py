@@ -15,6 +15,9 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from gpuxent.evaluation.calibration.checking import CalibrationCheck
+from gpuxent.evaluation.calibration.fitting import check_temperature
+from gpuxent.evaluation.calibration.temperature import TemperatureFit
 from gpuxent.evaluation.comparison.compare import compare
 from gpuxent.evaluation.comparison.result import Comparison
 from gpuxent.evaluation.demo import report as demo_report
@@ -53,6 +56,7 @@ def run_demo(
             out.print()
             out.print(table)
         demo_report.show_comparison(compare_rounded(trained.model, corpus, settings, folder), ROUNDED_BITS, out)
+        demo_report.show_calibration(calibrated(folder), out)
         if output is not None:
             demo_report.show(out, "\nScore the files again:")
             out.print(f"  {command(folder)}", highlight=False, markup=False, soft_wrap=True)  # one line, to be copied
@@ -125,6 +129,16 @@ def compare_rounded(model: LogBilinear, corpus: Corpus, settings: Settings, fold
     logits, labels, documents = (folder / name for name in FILES[:3])
     rounded = linear_logits(other.hidden(contexts), other.classifier, other.bias)
     return compare(logits, rounded, labels, documents=documents)
+
+
+def calibrated(folder: Path) -> CalibrationCheck[TemperatureFit] | str:
+    """A temperature for the stored logits, fitted to half of the documents and checked on the others; or why there is
+    none, as for a text of few."""
+    logits, labels, documents = (folder / name for name in FILES[:3])
+    try:
+        return check_temperature(logits, labels, documents=documents)
+    except ValueError as error:
+        return str(error)
 
 
 def baselines(corpus: Corpus) -> dict[str, float]:
