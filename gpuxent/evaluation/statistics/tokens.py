@@ -32,6 +32,10 @@ class Tokens:
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: column for name, column in named.items() if column is not None}
 
+    def at(self, places: np.ndarray) -> Tokens:
+        """Some of them."""
+        return Tokens(**{name: column[places] for name, column in self.columns.items()})
+
     @classmethod
     def concatenated(cls, parts: Sequence[Tokens]) -> Tokens:
         names = parts[0].columns
