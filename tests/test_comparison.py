@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 import gpuxent as gx
 from gpuxent.cli import app
 from gpuxent.evaluation.comparison import report as comparison_report
-from gpuxent.evaluation.comparison.compare import _sliced
 from gpuxent.evaluation.comparison.pairs import LISTED, QUANTILES, Pairs
 from gpuxent.evaluation.statistics.tokens import Tokens
 
@@ -38,7 +37,7 @@ def tokens(nll, documents=None, seed=0, rank=None):
 def pairs_of(base, other, cuts=(), exact=True):
     found = Pairs()
     for start, stop in zip((0, *cuts), (*cuts, len(base)), strict=True):
-        found = found.merge(Pairs.of(*(_sliced(side, slice(start, stop)) for side in (base, other)), exact=exact))
+        found = found.merge(Pairs.of(*(side.take(slice(start, stop)) for side in (base, other)), exact=exact))
     return found.result()
 
 

@@ -31,11 +31,11 @@ def record(lengths=LENGTHS, documents=True, seed=0, skip=()):
         rank=rng.integers(0, 50, count),
         document=np.repeat(np.arange(len(lengths)), lengths) if documents else None,
     )
-    return every.at(kept)
+    return every.take(kept)
 
 
 def parts(tokens, size):
-    return [tokens.at(np.arange(start, min(start + size, len(tokens)))) for start in range(0, len(tokens), size)]
+    return [tokens.take(np.arange(start, min(start + size, len(tokens)))) for start in range(0, len(tokens), size)]
 
 
 def naive_stretches(tokens):

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from gpuxent.evaluation.comparison.result import ChangedDocument, ChangedToken, Comparison, Estimate
 from gpuxent.evaluation.reports.records import CSV_COLUMNS
-from gpuxent.evaluation.reports.tables import Section, decimal, error, percent, write_text
+from gpuxent.evaluation.reports.tables import Section, decimal, error, partly, percent, write_text
 from gpuxent.evaluation.statistics.result import finite
 
 FORMS = ("table", "json", "csv", "markdown")
@@ -37,7 +37,11 @@ def write(result: Comparison, form: str, about: dict[str, Any], file: TextIO, wi
 
 def lines(result: Comparison) -> Iterator[str]:
     documents = [] if result.documents is None else [f"docs {result.documents:,}"]
-    yield "  ".join([f"scored {result.scored:,}", f"bad {result.bad:,}", *documents])
+    partial = [partly(result.share)] if result.share < 1 else []
+    mixed = [f"mixed: {len(result.mixed)} backends or CPU types"] if result.mixed else []
+    yield "  ".join([*partial, f"scored {result.scored:,}", f"bad {result.bad:,}", *documents, *mixed])
+    for computed_by in result.mixed:
+        yield f"mixed: rows computed by {computed_by}"
     if result.bad:
         yield f"a loss is NaN or infinite in {result.bad:,} of them, first row {result.first_bad_row:,}"
     yield verdict(result)
@@ -180,7 +184,17 @@ def _csv_lines(r: Comparison) -> Iterator[tuple[Any, ...]]:
             yield "result", "", name, estimate.value, estimate.stderr_cluster, estimate.stderr_iid, r.scored
     for name in ("correlation", "base_entropy", "other_entropy"):
         yield "result", "", name, getattr(r, name), None, None, r.scored
-    for name in ("scored", "bad", "first_bad_row", "documents", "both_right", "only_base_right", "only_other_right"):
+    for name in (
+        "scored",
+        "bad",
+        "first_bad_row",
+        "documents",
+        "rows",
+        "share",
+        "both_right",
+        "only_base_right",
+        "only_other_right",
+    ):
         yield "result", "", name, getattr(r, name), None, None, None
     for level, value in r.delta_p_quantiles.items():
         yield "quantile", level, "delta_p", value, None, None, r.scored

@@ -135,8 +135,8 @@ def first_line(result: Evaluation, run: dict[str, Any]) -> str:
     """How much is in the numbers, and of what."""
     parts = [f"scored {result.scored:,}", f"ignored {result.ignored:,}"]
     parts.append(f"bad {result.nan_rows + result.infinite_rows:,}")
-    if result.share < 1:  # 99.99 % are not all
-        parts.insert(0, f"partial: {math.floor(1000 * result.share) / 10:.1f} % of the rows")
+    if result.share < 1:
+        parts.insert(0, partly(result.share))
     if result.documents is not None:
         parts.append(f"docs {result.documents:,}")
     if run.get("source"):
@@ -146,6 +146,10 @@ def first_line(result: Evaluation, run: dict[str, Any]) -> str:
     if result.mixed:
         parts.append(f"mixed: {len(result.mixed)} backends or CPU types")
     return "  ".join(parts)
+
+
+def partly(share: float) -> str:
+    return f"partial: {math.floor(1000 * share) / 10:.1f} % of the rows"  # 99.99 % are not all
 
 
 def warnings(result: Evaluation) -> Iterator[str]:

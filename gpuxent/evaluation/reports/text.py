@@ -120,7 +120,7 @@ def _fitting(tokens: np.ndarray, order: np.ndarray, limit: int) -> np.ndarray:
 
 
 def tokens_in(stretches: Stretches, parts: Iterable[Tokens]) -> Tokens | None:
-    found = [part.at(np.flatnonzero(stretches.holding(part.row) >= 0)) for part in parts]
+    found = [part.take(np.flatnonzero(stretches.holding(part.row) >= 0)) for part in parts]
     return Tokens.concatenated(found) if found else None
 
 
