@@ -69,6 +69,14 @@ def path(runs):
 
 
 @pytest.fixture(scope="module")
+def short(runs, path):
+    """The same with few tokens."""
+    words = {"vocabulary": runs / "words.txt", "document_names": runs / "names.txt"}
+    report(runs / "short.html", runs / "base", runs / "other", tokens=150, **words)
+    return runs / "short.html"
+
+
+@pytest.fixture(scope="module")
 def chromium():
     with browser() as running:
         yield running
@@ -266,10 +274,10 @@ def test_documents_are_sorted_by_any_column(chromium, path, runs):
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 1280])
-def test_it_is_accessible_in_light_and_dark_and_fits_a_phone(chromium, path, scheme, width):
+def test_it_is_accessible_in_light_and_dark_and_fits_a_phone(chromium, short, scheme, width):
     from axe_playwright_python.sync_playwright import Axe
 
-    with page_of(chromium, path, color_scheme=scheme, viewport={"width": width, "height": 800}) as page:
+    with page_of(chromium, short, color_scheme=scheme, viewport={"width": width, "height": 800}) as page:
         page.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
         page.locator(".t").nth(5).hover()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -299,6 +307,42 @@ def test_thousands_of_tokens_are_soon_there(chromium, tmp_path):
         assert found(page) == f"{np.count_nonzero(labels == 17):,} tokens match"
         # Only what is near the window is laid out.
         assert page.evaluate("getComputedStyle(document.querySelector('#tokens article')).contentVisibility") == "auto"
+
+
+# ---- comparisons ----
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparison")
+    (base, labels, documents), (other, *_) = data(0), data(1)
+    gx.compare(base, other, labels, documents=documents, run=folder / "comparison")
+    return folder / "comparison"
+
+
+def test_a_comparison_is_reported_with_its_verdict_and_intervals(comparison, runs, tmp_path):
+    report(tmp_path / "r.html", comparison, document_names=runs / "names.txt")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    result = json.loads((comparison / "result.json").read_text())
+    change = result["log_ratio"]
+    assert f"by {abs(change['value']):.6g} nats per token" in text
+    low, high = (change["value"] + side * 1.959964 * change["stderr_cluster"] for side in (-1, 1))
+    assert f"{low:.5g} to {high:.5g}, by document" in text
+    assert f'<dd class="value">{result["kl"]["value"]:.6g}</dd>' in text
+    assert 'id="kld-' in text
+    assert "it&#39;s" in text  # a document's name in a table
+
+
+@needs_chromium
+def test_the_text_of_a_comparison_has_both_sides(chromium, comparison, runs, tmp_path):
+    report(tmp_path / "r.html", comparison, runs / "other")
+    base, other = tokens_of(runs / "base").nll, tokens_of(runs / "other").nll
+    with page_of(chromium, tmp_path / "r.html") as page:
+        names = ["other", "comparison: base", "comparison: other"]
+        assert page.locator("#model option").all_inner_texts()[:3] == names
+        page.locator(".t").nth(7).hover()
+        shown = page.locator("#tip td:nth-child(2)").all_inner_texts()
+        assert shown == [f"{nll[7]:.3f}" for nll in (other, base, other)]
 
 
 # ---- odd runs ----

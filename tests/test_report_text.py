@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
 from gpuxent.evaluation.reports import text as module
-from gpuxent.evaluation.reports.text import shown_text, stretches_of, text_data
+from gpuxent.evaluation.reports.text import document_name, shown_text, stretches_of, text_data
 from gpuxent.evaluation.reports.vocabulary import Numbers, open_vocabulary
 from gpuxent.evaluation.statistics.tokens import Tokens
 
@@ -117,7 +118,9 @@ def test_data_of_the_page_is_the_record(tmp_path):
     tokens = record(skip=(3,))
     tokens.nll[:3] = np.nan, np.inf, 0.123456789
     shown = shown_text([("a", lambda: iter([tokens]))], 10**6)
-    data = json.loads(json.dumps(text_data(shown, open_vocabulary(tmp_path / "words.txt"), None), allow_nan=False))
+    data = json.loads(
+        json.dumps(text_data(shown, open_vocabulary(tmp_path / "words.txt"), document_name), allow_nan=False)
+    )
     assert [data["strings"][i] for i in data["text"]] == [words[label] for label in tokens.label]
     assert len(set(data["strings"])) == len(data["strings"]) <= 50
     assert data["nll"][0][:3] == ["NaN", "Infinity", 0.1235]
@@ -133,10 +136,12 @@ def test_data_of_the_page_is_the_record(tmp_path):
 
 def test_stretches_bear_the_names_of_their_documents():
     shown = shown_text([("a", lambda: iter([record((3, 4))]))], 100)
-    names = [stretch["name"] for stretch in text_data(shown, Numbers(), ["alpha"])["stretches"]]
+    names = [
+        stretch["name"] for stretch in text_data(shown, Numbers(), partial(document_name, names=["alpha"]))["stretches"]
+    ]
     assert names == ["alpha, rows 0 to 2", "document 1, rows 3 to 6"]
     shown = shown_text([("a", lambda: iter([record((3, 4), documents=False)]))], 100)
-    assert text_data(shown, Numbers(), None)["stretches"][1]["name"] == "rows 3 to 6"
+    assert text_data(shown, Numbers(), document_name)["stretches"][1]["name"] == "rows 3 to 6"
 
 
 # ---- vocabularies ----

@@ -13,7 +13,7 @@ from gpuxent.cli._options import reading, writing
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that perplexity kept (-o).")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that perplexity or compare kept (-o).")],
     output: Annotated[Path, writing("-o", "--output", help="The HTML file to write.")] = Path("report.html"),
     vocabulary: Annotated[
         Path | None,
@@ -45,7 +45,7 @@ def report(
 
 
 def plot(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that perplexity kept (-o).")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that perplexity or compare kept (-o).")],
     output: Annotated[Path, writing("-o", "--output", help="The folder to write to; it is made.")],
     format: Annotated[str, writing(help="Pictures (png, svg), and what is in them (csv).")] = "png,svg,csv",
     figure: Annotated[
@@ -53,15 +53,16 @@ def plot(
     ] = None,
     overwrite: Annotated[bool, writing("--overwrite", help="Replace files of these names.")] = False,
 ) -> None:
-    """Figures of runs: cross-entropies, reliability, losses by token, position and document, and the running estimate;
-    from what the runs kept, without logits."""
+    """Figures of runs: cross-entropies, reliability, losses by token, position and document, the running estimate, and
+    the divergence from a base; from what the runs kept, without logits."""
     from gpuxent.evaluation.reports.figures.chosen import NAMES, figures
     from gpuxent.evaluation.reports.reported import open_reported
 
     with bad_input_exits():
         forms = chosen(format.split(","), "--format", FORMS)
         names = chosen(figure or NAMES, "--figure", NAMES)
-        found = {made.name: made for made in figures(open_reported(runs))}
+        reported = open_reported(runs)
+        found = {made.name: made for made in figures(reported.runs, reported.comparisons)}
         missing = [name for name in names if name not in found]
         if figure and missing:
             raise ValueError(f"there is nothing to show in --figure {missing[0]}: these runs give {', '.join(found)}")

@@ -8,37 +8,29 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gpuxent import __version__
-from gpuxent.evaluation.reports import tables
+from gpuxent.evaluation.comparison import report as comparison_report
+from gpuxent.evaluation.comparison.kept import read_pair_tokens
+from gpuxent.evaluation.reports import cards, tables
 from gpuxent.evaluation.reports.figures.chosen import figures
 from gpuxent.evaluation.reports.figures.figure import to_csv, to_html_svg
-from gpuxent.evaluation.reports.figures.style import PALETTE, Z95
-from gpuxent.evaluation.reports.reported import ReportedRun
-from gpuxent.evaluation.reports.tables import decimal, percent
-from gpuxent.evaluation.reports.text import Text, document_name, shown_text, text_data
+from gpuxent.evaluation.reports.figures.style import PALETTE
+from gpuxent.evaluation.reports.reported import Reported, ReportedComparison, ReportedRun
+from gpuxent.evaluation.reports.tables import decimal
+from gpuxent.evaluation.reports.text import Reader, Text, document_name, shown_text, text_data
 from gpuxent.evaluation.reports.vocabulary import Vocabulary
 from gpuxent.evaluation.runs.directory import read_tokens
-from gpuxent.evaluation.statistics.result import Evaluation
+from gpuxent.evaluation.statistics.tokens import Tokens
 from gpuxent.evaluation.statistics.totals import exp
 
 FOLDER = Path(__file__).parent / "page"
 SHOWN_DOCUMENTS = 1000
-
-
-@dataclass(frozen=True)
-class Card:
-    """A headline number."""
-
-    name: str
-    value: str
-    interval: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,7 @@ class Cell:
 
 
 def render(
-    runs: Sequence[ReportedRun],
+    reported: Reported,
     *,
     title: str,
     vocabulary: Vocabulary,
@@ -65,7 +57,8 @@ def render(
     except ImportError as error:
         raise ImportError("a report needs jinja2: pip install 'gpuxent[report]'") from error
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
-    text = _text(runs, tokens)
+    runs, text = reported.runs, _text(reported, tokens)
+    called = partial(document_name, names=document_names)
     drawn = [
         {
             "name": figure.name,
@@ -74,9 +67,9 @@ def render(
             "svg": Markup(to_html_svg(figure)),  # its texts are escaped
             "csv": "data:text/csv;base64," + base64.b64encode(to_csv(figure).encode()).decode(),
         }
-        for figure in figures(runs)
+        for figure in figures(runs, reported.comparisons)
     ]
-    documents = [_documents(run, document_names, len(runs) > 1) for run in runs if run.result.by_document]
+    documents = [_documents(run, called, len(runs) > 1) for run in runs if run.result.by_document]
     parts = {"results": "Results", "figures": "Figures", "documents": "Documents", "text": "Text"}
     there = {"results": True, "figures": drawn, "documents": documents, "text": text}
     environment = Environment(
@@ -84,91 +77,68 @@ def render(
     )
     return environment.get_template("page.html.jinja").render(
         title=title,
-        subtitle=_subtitle(runs),
+        subtitle=_subtitle(reported),
         version=__version__,
         palette=PALETTE,
         css=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         parts=[(anchor, name) for anchor, name in parts.items() if there[anchor]],
-        models=[_model(run) for run in runs],
+        models=[
+            *(_of_run(run, called) for run in runs),
+            *(_of_comparison(found, called) for found in reported.comparisons),
+        ],
         figures=drawn,
         documents=documents,
-        text=None if text is None else text_data(text, vocabulary, document_names),
+        text=None if text is None else text_data(text, vocabulary, called),
         text_notes=[] if text is None else list(_notes(text)),
         least={"low": 0, "high": 15} if text is None or len(text.names) == 1 else {"low": -5, "high": 15},
     )
 
 
-def _subtitle(runs: Sequence[ReportedRun]) -> str:
-    return "; ".join(
+def _subtitle(reported: Reported) -> str:
+    runs = (
         f"{run.name}: {run.result.scored:,} tokens scored"
-        + (f" in {run.result.documents:,} documents" if run.result.documents is not None else "")
-        for run in runs
+        + ("" if run.result.documents is None else f" in {run.result.documents:,} documents")
+        for run in reported.runs
     )
+    comparisons = (f"{found.name}: {found.result.scored:,} tokens compared" for found in reported.comparisons)
+    return "; ".join([*runs, *comparisons])
 
 
-def _model(run: ReportedRun) -> dict[str, Any]:
+def _of_run(run: ReportedRun, called: Callable[[int], str]) -> dict[str, Any]:
+    unfinished = [tables.partly(run.result.share)] if run.result.share < 1 else []
     return {
         "name": run.name,
-        "cards": list(_cards(run)),
-        "sections": list(tables.sections(run.result)),
-        "warnings": list(_warnings(run)),
+        "lead": [],
+        "warnings": [*unfinished, *tables.warnings(run.result)],
+        "cards": list(cards.of_run(run)),
+        "sections": list(tables.sections(run.result, called)),
         "about": [(key, str(value)) for key, value in run.about.items()],
     }
 
 
-def _cards(run: ReportedRun) -> Iterator[Card]:
-    result = run.result
-    stderr = result.stderr_iid if result.stderr_cluster is None else result.stderr_cluster
-    low, high = result.cross_entropy - Z95 * stderr, result.cross_entropy + Z95 * stderr
-    by = "independent tokens" if result.stderr_cluster is None else "by document"
-    yield Card("Cross-entropy, nats", decimal(result.cross_entropy), _interval(low, high, by))
-    yield Card("Perplexity", decimal(result.perplexity), _interval(exp(low), exp(high), by))
-    for unit in ("byte", "word"):
-        bits, error = getattr(result, f"bits_per_{unit}"), getattr(result, f"bits_per_{unit}_stderr")
-        if bits is not None:
-            interval = "" if error is None else _interval(bits - Z95 * error, bits + Z95 * error, by)
-            yield Card(f"Bits per {unit}", decimal(bits), interval)
-    yield Card("Accuracy", percent(result.accuracy), "" if run.reliability is None else _accuracy(run))
-    if run.reliability is None:
-        yield Card("Calibration error (ECE)", decimal(result.ece))
-    else:
-        ece = run.reliability.ece
-        yield Card("Calibration error (ECE)", decimal(ece.value), _interval(ece.low, ece.high, "bootstrap"))
-    yield Card("Tokens scored", f"{result.scored:,}", f"{result.ignored:,} ignored")
+def _of_comparison(found: ReportedComparison, called: Callable[[int], str]) -> dict[str, Any]:
+    _, *warnings, verdict = comparison_report.lines(found.result)
+    unfinished = [tables.partly(found.result.share)] if found.result.share < 1 else []
+    return {
+        "name": found.name,
+        "lead": [f"Base: {found.base}. Other: {found.other}.", verdict],
+        "warnings": [*unfinished, *warnings],
+        "cards": list(cards.of_comparison(found.result)),
+        "sections": list(comparison_report.sections(found.result, called)),
+        "about": [(key, str(value)) for key, value in found.about.items()],
+    }
 
 
-def _accuracy(run: ReportedRun) -> str:
-    assert run.reliability is not None
-    accuracy = run.reliability.accuracy
-    return f"{percent(accuracy.low)} to {percent(accuracy.high)}, bootstrap"
-
-
-def _interval(low: float, high: float, by: str) -> str:
-    return "" if math.isnan(low) or math.isnan(high) else f"{decimal(_short(low))} to {decimal(_short(high))}, {by}"
-
-
-def _short(value: float) -> float:
-    """Five significant digits are as many as an interval lets one read."""
-    return float(f"{value:.5g}")
-
-
-def _warnings(run: ReportedRun) -> Iterator[str]:
-    result: Evaluation = run.result
-    if result.share < 1:
-        yield f"partial: {math.floor(1000 * result.share) / 10:.1f} % of the rows are scored"
-    yield from tables.warnings(result)
-
-
-def _documents(run: ReportedRun, names: Sequence[str] | None, several: bool) -> dict[str, Any]:
+def _documents(run: ReportedRun, called: Callable[[int], str], several: bool) -> dict[str, Any]:
     found = run.result.by_document
     assert found is not None
     shown = found.worst(min(SHOWN_DOCUMENTS, len(found)))
     note = f"The {len(shown):,} of {len(found):,} with the largest mean loss." if len(shown) < len(found) else ""
     rows = [
         (
-            Cell(document_name(d.document, names)),
+            Cell(called(d.document)),
             Cell(f"{d.scored:,}", d.scored),
             Cell(decimal(d.cross_entropy), d.cross_entropy),
             Cell(decimal(exp(d.cross_entropy)), exp(d.cross_entropy)),
@@ -184,9 +154,18 @@ def _documents(run: ReportedRun, names: Sequence[str] | None, several: bool) -> 
     }
 
 
-def _text(runs: Sequence[ReportedRun], limit: int) -> Text | None:
-    """Of the runs that keep their tokens; None if none does."""
-    return shown_text([(run.name, partial(read_tokens, run.path)) for run in runs if run.running is not None], limit)
+def _text(reported: Reported, limit: int) -> Text | None:
+    """Of the runs that keep their tokens, and of both sides of comparisons; None if there is none."""
+    models: list[tuple[str, Reader]] = [
+        (run.name, partial(read_tokens, run.path)) for run in reported.runs if run.running is not None
+    ]
+    for found in reported.comparisons:
+        models += [(f"{found.name}: {side}", partial(_side, found.path, side)) for side in ("base", "other")]
+    return shown_text(models, limit)
+
+
+def _side(path: Path, side: str) -> Iterator[Tokens]:
+    return (tokens.side(side) for tokens in read_pair_tokens(path))
 
 
 def _notes(text: Text) -> Iterator[str]:

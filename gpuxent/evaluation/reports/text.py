@@ -124,8 +124,9 @@ def tokens_in(stretches: Stretches, parts: Iterable[Tokens]) -> Tokens | None:
     return Tokens.concatenated(found) if found else None
 
 
-def text_data(text: Text, vocabulary: Vocabulary, document_names: Sequence[str] | None) -> dict[str, Any]:
-    """What the page is given, for JSON: every string once, and numbers in as many digits as are read."""
+def text_data(text: Text, vocabulary: Vocabulary, called: Callable[[int], str]) -> dict[str, Any]:
+    """What the page is given, for JSON: every string once, and numbers in as many digits as are read. `called` names a
+    document by its id."""
     tokens = text.tokens[0]
     place = text.stretches.holding(tokens.row)
     bounds = np.searchsorted(place, np.arange(text.stretches.first.size + 1)).tolist()
@@ -135,7 +136,7 @@ def text_data(text: Text, vocabulary: Vocabulary, document_names: Sequence[str] 
     for start, stop in pairwise(bounds):
         shown = vocabulary.texts(tokens.label[start:stop])
         words += [strings.setdefault(string, len(strings)) for string in shown]
-        stretches.append({"name": _name(tokens, start, stop, document_names), "from": start, "to": stop})
+        stretches.append({"name": _name(tokens, start, stop, called), "from": start, "to": stop})
     return {
         "models": list(text.names),
         "separator": vocabulary.separator,
@@ -151,14 +152,14 @@ def text_data(text: Text, vocabulary: Vocabulary, document_names: Sequence[str] 
     }
 
 
-def _name(tokens: Tokens, start: int, stop: int, names: Sequence[str] | None) -> str:
+def _name(tokens: Tokens, start: int, stop: int, called: Callable[[int], str]) -> str:
     rows = f"rows {tokens.row[start]:,} to {tokens.row[stop - 1]:,}"
     if tokens.document is None:
         return rows
-    return f"{document_name(int(tokens.document[start]), names)}, {rows}"
+    return f"{called(int(tokens.document[start]))}, {rows}"
 
 
-def document_name(document: int, names: Sequence[str] | None) -> str:
+def document_name(document: int, names: Sequence[str] | None = None) -> str:
     return names[document] if names and 0 <= document < len(names) else f"document {document}"
 
 
