@@ -101,8 +101,8 @@ def open_reported(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str
 def short_names(paths: Sequence[Path]) -> list[str]:
     """The last parts of the paths, as many as tell them apart."""
     parts = [path.resolve().parts for path in paths]
-    for path, own in zip(paths, parts, strict=True):
-        if parts.count(own) > 1:
+    for number, path in enumerate(paths):
+        if parts[number] in parts[:number]:
             raise ValueError(f"runs must be different folders, got {path} twice")
     names = []
     for own in parts:

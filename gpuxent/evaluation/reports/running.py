@@ -77,7 +77,7 @@ class RunningMean:
 
     def _now(self) -> tuple[float, float, float]:
         n, mean = self._count, self._sum / self._count
-        iid = math.sqrt(max(self._square - n * mean**2, 0.0) / (n - 1) / n) if n > 1 else math.nan
+        iid = math.sqrt(max(self._square - self._sum * mean, 0.0) / (n - 1) / n) if n > 1 else math.nan
         return self._centre + mean, iid, self._stderr_cluster(mean)
 
     def _stderr_cluster(self, mean: float) -> float:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from gpuxent.evaluation.reports.figures.figure import Figure
-from gpuxent.evaluation.reports.figures.shared import Runs, caveats, of_run, stacked, subject
-from gpuxent.evaluation.reports.figures.style import BAND, MUTED, colour, compact, finite, legend, marked, note, shown
+from gpuxent.evaluation.reports.figures.shared import Runs, Series, figure_of, series_of, short, tokens
+from gpuxent.evaluation.reports.figures.style import BAND, MUTED, colour, compact, finite, legend, marked, note
 from gpuxent.evaluation.reports.reported import ReportedRun
 
 MOST_BANDS = 2  # runs whose intervals are bands; more would hide each other, and have bars
@@ -17,92 +17,92 @@ MOST_BANDS = 2  # runs whose intervals are bands; more would hide each other, an
 
 def reliability(runs: Runs) -> Figure | None:
     """How often the top class is right, against its probability, above the number of tokens in each bin."""
-    runs = [run for run in runs if any(b.count for b in run.result.bins)]
-    if not runs:
+    found = series_of(runs, _bins)
+    if not found:
         return None
-    parts = [_bins(run) for run in runs]
 
     def draw(figure: Any) -> None:
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        for i, (run, part) in enumerate(zip(runs, parts, strict=True)):
-            label = shown(run.name) + (f"  ECE {run.result.ece:.3f}" if len(runs) > 1 else "")
-            _line(axes, i, part, label, len(runs) <= MOST_BANDS)
-            edges = np.append(part["lower"], part["upper"][-1])
-            below.stairs(part["tokens"], edges, fill=True, color=colour(i), alpha=BAND)
-            below.stairs(part["tokens"], edges, color=colour(i), linewidth=1)
-        if len(runs) == 1:
-            note(axes, _ece(runs[0]))
+        for each in found:
+            _line(axes, each, band=len(found) <= MOST_BANDS)
+            counts, edges = each.columns["tokens"], np.append(each.columns["lower"], each.columns["upper"][-1])
+            below.stairs(counts, edges, fill=True, color=colour(each.number), alpha=BAND)
+            below.stairs(counts, edges, color=colour(each.number), linewidth=1)
+        if len(found) == 1:
+            _note(axes, found[0])
         axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         below.set(xlabel="confidence: probability of the top class", ylabel="tokens", ylim=(0, None))
-        below.yaxis.set_major_locator(_few_ticks())
-        below.yaxis.set_major_formatter(compact)
+        _few_ticks(below.yaxis)
         figure.align_ylabels()
-        legend(axes, [run.name for run in runs])
+        legend(axes, several=not found[0].alone)
 
-    words = [of_run(runs, run) + _words(run, part) for run, part in zip(runs, parts, strict=True)]
-    description = (
-        "How often the most probable class is right, against its probability; on the diagonal they are equal. "
-        + " ".join(words)
-        + caveats(runs)
-    )
-    return Figure("reliability", "Reliability", description, stacked(runs, parts), draw, subject(runs), height=4.2)
+    about = "How often the most probable class is right, against its probability; on the diagonal they are equal."
+    return figure_of(found, "reliability", "Reliability", about, _words, draw, height=4.2)
 
 
-def _few_ticks() -> Any:
+def _note(axes: Any, each: Series) -> None:
+    """On the side of the diagonal where the line is not."""
+    count, _, _, confidence, accuracy = _in_order(each.columns)
+    gaps = (count * (accuracy - confidence))[count > 0]
+    note(axes, f"ECE {_ece(each.run)}", "lower right" if gaps.sum() > 0 else "upper left")
+
+
+def _few_ticks(axis: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(nbins=2, integer=True)
+    axis.set_major_locator(MaxNLocator(nbins=2, integer=True))
+    axis.set_major_formatter(compact)
 
 
-def _bins(run: ReportedRun) -> dict[str, np.ndarray]:
-    """With intervals where there are any."""
+def _bins(run: ReportedRun) -> dict[str, np.ndarray] | None:
+    """With intervals where there are any; None if all are empty."""
     found = run.result.bins if run.reliability is None else run.reliability.bins
-    columns: dict[str, list[float]] = {"lower": [], "upper": [], "tokens": [], "confidence": [], "accuracy": []}
-    columns |= {"accuracy_low": [], "accuracy_high": []}
+    names = ("lower", "upper", "tokens", "confidence", "accuracy", "accuracy_low", "accuracy_high")
+    rows = []
     for b in found:
-        if isinstance(b.accuracy, float):
-            ends = [b.accuracy, math.nan, math.nan]
-        else:
-            ends = [b.accuracy.value, b.accuracy.low, b.accuracy.high]
-        for name, value in zip(columns, (b.lower, b.upper, b.count, b.confidence, *ends), strict=True):
-            columns[name].append(value)
-    return {name: np.array(values) for name, values in columns.items()}
+        share = b.accuracy
+        ends = (share, math.nan, math.nan) if isinstance(share, float) else (share.value, share.low, share.high)
+        rows.append((b.lower, b.upper, b.count, b.confidence, *ends))
+    columns = dict(zip(names, np.array(rows).T, strict=True))
+    columns["tokens"] = columns["tokens"].astype(np.int64)
+    return columns if columns["tokens"].any() else None
 
 
-def _line(axes: Any, number: int, part: dict[str, np.ndarray], label: str, band: bool) -> None:
-    ok = part["tokens"] > 0
-    x, y, low, high = (part[name][ok] for name in ("confidence", "accuracy", "accuracy_low", "accuracy_high"))
-    sure = finite(low, high)
-    error = None
+def _line(axes: Any, each: Series, band: bool) -> None:
+    ok = each.columns["tokens"] > 0
+    x, y, low, high = (each.columns[name][ok] for name in ("confidence", "accuracy", "accuracy_low", "accuracy_high"))
+    label = each.label if each.alone else f"{each.label}  ECE {each.run.result.ece:.3f}"
+    sure, error = finite(low, high), None
     if band:
-        axes.fill_between(x, low, high, where=sure, color=colour(number), alpha=BAND, linewidth=0)
+        axes.fill_between(x, low, high, where=sure, color=colour(each.number), alpha=BAND, linewidth=0)
     else:
         error = np.where(sure, np.maximum([y - low, high - y], 0.0), 0.0)
-    axes.errorbar(x, y, yerr=error, label=label, elinewidth=0.8, capsize=0, clip_on=False, **marked(number))
+    axes.errorbar(x, y, yerr=error, label=label, elinewidth=0.8, capsize=0, clip_on=False, **marked(each.number))
 
 
 def _ece(run: ReportedRun) -> str:
     found = run.reliability
-    if found is None:
-        return f"ECE {run.result.ece:.4f}"
-    ends = f" ({found.ece.low:.4f} to {found.ece.high:.4f})" if math.isfinite(found.ece.low) else ""
-    return f"ECE {found.ece.value:.4f}{ends}"
+    if found is None or not math.isfinite(found.ece.low):
+        return short(run.result.ece)
+    level = f"{100 * found.level:g} % interval"
+    return f"{found.ece.value:.4f} ({level} {found.ece.low:.4f} to {found.ece.high:.4f})"
 
 
-def _words(run: ReportedRun, part: dict[str, np.ndarray]) -> str:
-    tokens = part["tokens"]
-    ok = tokens > 0
-    accuracy, confidence = (np.average(part[name][ok], weights=tokens[ok]) for name in ("accuracy", "confidence"))
-    side = "over" if confidence > accuracy else "under"
-    gap = np.abs(part["accuracy"] - part["confidence"])[ok]
+def _words(each: Series) -> str:
+    run, ok = each.run, each.columns["tokens"] > 0
+    count, lower, upper, confidence, accuracy, *_ = (column[ok] for column in _in_order(each.columns))
+    gap = np.abs(accuracy - confidence)
     worst = int(np.argmax(gap))
-    text = f"the expected calibration error (ECE) is {_ece(run).removeprefix('ECE ')}"
-    if run.reliability is not None and math.isfinite(run.reliability.ece.low):
-        text = f"{text.removesuffix(')')}, {100 * run.reliability.level:g} % interval)"
-    text = f"{text} over {int(tokens.sum()):,} tokens, accuracy {accuracy:.3f} at a mean confidence of {confidence:.3f}"
-    if confidence != accuracy:
-        text += f" ({side}confident)"
-    bounds = f"{part['lower'][ok][worst]:.2f} to {part['upper'][ok][worst]:.2f}"
-    text += f"; the largest gap, {gap[worst]:.3f}, is in the bin from {bounds}."
-    return text + (f" No intervals: {run.why_no_reliability}." if run.why_no_reliability else "")
+    share, sure = np.average(accuracy, weights=count), np.average(confidence, weights=count)
+    side = "" if share == sure else " (overconfident)" if sure > share else " (underconfident)"
+    text = (
+        f"The expected calibration error (ECE) is {_ece(run)} over {tokens(count.sum())}, accuracy {share:.3f} at a "
+        f"mean confidence of {sure:.3f}{side}; the largest gap, {gap[worst]:.3f}, is in the bin from "
+        f"{lower[worst]:.2f} to {upper[worst]:.2f}."
+    )
+    return text + (f" There are no intervals: {run.why_no_reliability}." if run.why_no_reliability else "")
+
+
+def _in_order(columns: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return [columns[name] for name in ("tokens", "lower", "upper", "confidence", "accuracy")]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpuxent.evaluation.reports.figures.figure import Figure
-from gpuxent.evaluation.reports.figures.style import legend, log_axis, marked, note, points, shown
+from gpuxent.evaluation.reports.figures.style import legend, log_axis, marked, marks, note, shown
 from gpuxent.evaluation.reports.reported import ReportedComparison
 from gpuxent.evaluation.reports.tables import decimal, error
 
@@ -33,12 +33,13 @@ def kld(comparisons: Sequence[ReportedComparison]) -> Figure | None:
         positive = np.concatenate([own[(own > 0) & np.isfinite(own)] for own in values])
         low, high = (positive.min(), positive.max()) if positive.size else (1e-3, 1.0)
         bottom = low / 3
-        for i, (c, own) in enumerate(zip(found, values, strict=True)):
+        for c, own in zip(found, values, strict=True):
+            i = comparisons.index(c)
             places = np.arange(len(levels))
             ok = (own > 0) & np.isfinite(own)
             axes.plot(places[ok], own[ok], label=shown(c.name), **marked(i))
             zero = own <= 0
-            axes.plot(places[zero], np.full(zero.sum(), bottom), markerfacecolor="none", clip_on=False, **points(i))
+            axes.plot(places[zero], np.full(zero.sum(), bottom), markerfacecolor="none", clip_on=False, **marks(i))
         if len(found) == 1 and found[0].result.kl is not None:
             note(axes, _mean(found[0]))
         axes.set_yscale("log")
@@ -48,12 +49,10 @@ def kld(comparisons: Sequence[ReportedComparison]) -> Figure | None:
         zero_too = any((own <= 0).any() for own in values)
         axes.set_xlabel("percentile of the tokens" + (" (hollow: 0)" if zero_too else ""))
         axes.set_ylabel("KL(base || other), nats")
-        legend(axes, [c.name for c in found])
+        legend(axes, several=len(comparisons) > 1)
 
     words = [f"{shown(c.name)}: {_words(c, levels, own)}" for c, own in zip(found, values, strict=True)]
-    description = "Percentiles of the tokens' Kullback-Leibler divergence from the base, on a log axis. " + " ".join(
-        words
-    )
+    description = " ".join(["Percentiles of the tokens' divergence KL(base || other), on a log axis.", *words])
     subject = found[0].name if len(found) == 1 else ""
     return Figure("kld", "Divergence from the base", description, columns, draw, subject)
 

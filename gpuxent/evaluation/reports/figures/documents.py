@@ -7,100 +7,92 @@ from typing import Any
 import numpy as np
 
 from gpuxent.evaluation.reports.figures.figure import Figure
-from gpuxent.evaluation.reports.figures.shared import Runs, caveats, of_run, stacked, subject
-from gpuxent.evaluation.reports.figures.style import (
-    Z95,
-    colour,
-    count_axis,
-    legend,
-    listed,
-    note,
-    points,
-    series,
-    shown,
-)
+from gpuxent.evaluation.reports.figures.shared import Runs, Series, figure_of, series_of, short
+from gpuxent.evaluation.reports.figures.style import Z95, colour, count_axis, legend, line, listed, marks, note
 from gpuxent.evaluation.reports.reported import ReportedRun
 
-MOST_MARKS = 60  # documents with a mark and a bar each; of more there is a line and thin bars
-MOST_POINTS = 300  # of a line: more are not seen
+MOST_MARKS = 60  # documents with a mark each; of more there is a line
+MOST_POINTS = 300  # of a line, and thin bars: more are not seen
 NAMED = 3  # documents at each end
 
 
 def documents(runs: Runs) -> Figure | None:
     """The documents' mean losses in order, with their errors."""
-    runs = [run for run in runs if run.documents]
-    if not runs:
+    found = series_of(runs, _sorted)
+    if not found:
         return None
-    parts = [_sorted(run) for run in runs]
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        for i, (run, part) in enumerate(zip(runs, parts, strict=True)):
-            _curve(axes, i, part, shown(run.name))
-            axes.axhline(run.result.cross_entropy, color=colour(i), linewidth=1, linestyle=":")
-        if len(runs) == 1:
-            note(axes, "highest documents\n" + "\n".join(_extremes(parts[0])[1]), "upper left")
-            note(axes, "lowest documents\n" + "\n".join(_extremes(parts[0])[0]), "lower right")
-        count_axis(axes.xaxis)
+        for each in found:
+            _curve(axes, each)
+            axes.axhline(each.run.result.cross_entropy, color=colour(each.number), linewidth=1, linestyle=":")
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+        if len(found) == 1 and len(found[0].columns["rank"]) > 1:
+            lowest, highest = _extremes(found[0].columns)
+            note(axes, "\n".join(["highest documents", *highest]), "upper left")
+            note(axes, "\n".join(["lowest documents", *lowest]), "lower right")
+        most = max(len(each.columns["rank"]) for each in found)
+        if most <= MOST_MARKS:
+            axes.set_xlim(0.5, most + 0.5)
+        count_axis(axes.xaxis)
         axes.set_xlabel("documents in the order of their loss (dotted: the mean of tokens)")
         axes.set_ylabel("cross-entropy, nats per token")
-        legend(axes, [run.name for run in runs])
+        legend(axes, several=not found[0].alone)
 
-    words = [of_run(runs, run) + _words(part) for run, part in zip(runs, parts, strict=True)]
-    description = (
-        "The documents' mean losses in order, with 95 % intervals (tokens of a document taken as independent). "
-        + " ".join(words)
-        + caveats(runs)
-    )
-    return Figure("documents", "Loss by document", description, stacked(runs, parts), draw, subject(runs))
+    about = "The documents' mean losses in order, with 95 % intervals (tokens of a document taken as independent)."
+    return figure_of(found, "documents", "Loss by document", about, _words, draw)
 
 
-def _sorted(run: ReportedRun) -> dict[str, np.ndarray]:
+def _sorted(run: ReportedRun) -> dict[str, np.ndarray] | None:
     table = run.documents
-    assert table is not None
+    if not table or not np.isfinite(table.cross_entropy).any():
+        return None
     order = np.argsort(table.cross_entropy, kind="stable")  # inf, then NaN last
-    stderr = np.full(len(table), np.nan) if run.document_stderr is None else run.document_stderr
     means = table.cross_entropy[order]
+    stderr = np.full(len(table), np.nan) if run.document_stderr is None else run.document_stderr[order]
     return {
         "rank": np.arange(1, len(table) + 1),
         "document": table.document[order],
-        "tokens": table.scored[order],
+        "scored": table.scored[order],
         "cross_entropy": means,
-        "stderr_iid": np.where(np.isfinite(means), stderr[order], np.nan),
+        "stderr_iid": np.where(np.isfinite(means), stderr, np.nan),
     }
 
 
-def _curve(axes: Any, number: int, part: dict[str, np.ndarray], label: str) -> None:
+def _curve(axes: Any, each: Series) -> None:
     """Marks with bars, or a line with thin bars."""
-    size = int(np.isfinite(part["cross_entropy"]).sum())
+    size = int(np.isfinite(each.columns["cross_entropy"]).sum())
     at = np.unique(np.linspace(0, size - 1, min(size, MOST_POINTS)).round().astype(np.int64))
-    x, y, stderr = (part[name][at] for name in ("rank", "cross_entropy", "stderr_iid"))
-    error = Z95 * np.where(np.isfinite(stderr), stderr, 0.0)
-    if len(part["rank"]) <= MOST_MARKS:
-        axes.errorbar(x, y, yerr=error, label=label, elinewidth=0.8, capsize=0, **points(number))
+    x, y, stderr = (each.columns[name][at] for name in ("rank", "cross_entropy", "stderr_iid"))
+    half = Z95 * np.where(np.isfinite(stderr), stderr, 0.0)
+    if len(each.columns["rank"]) <= MOST_MARKS:
+        axes.errorbar(x, y, yerr=half, label=each.label, elinewidth=0.8, capsize=0, **marks(each.number))
     else:
-        axes.vlines(x, y - error, y + error, color=colour(number), alpha=0.35, linewidth=0.6)
-        axes.plot(x, y, label=label, **series(number))
+        axes.vlines(x, y - half, y + half, color=colour(each.number), alpha=0.35, linewidth=0.6)
+        axes.plot(x, y, label=each.label, **line(each.number))
 
 
-def _extremes(part: dict[str, np.ndarray]) -> tuple[list[str], list[str]]:
-    """(the lowest, the highest) by name, each end first."""
-    size = len(part["rank"])
+def _extremes(columns: dict[str, np.ndarray]) -> tuple[list[str], list[str]]:
+    """(the lowest, the highest) by name, the ends first."""
+    size = len(columns["rank"])
     named = min(NAMED, max(1, size // 2))
 
     def of(places: range) -> list[str]:
-        return [f"{part['document'][i]}: {part['cross_entropy'][i]:.3f}" for i in places]
+        return [f"{columns['document'][i]}: {short(columns['cross_entropy'][i])}" for i in places]
 
     return of(range(named)), of(range(size - 1, size - 1 - named, -1))
 
 
-def _words(part: dict[str, np.ndarray]) -> str:
-    size = len(part["rank"])
-    lowest, highest = (listed([f"document {end.replace(': ', ' with ')}" for end in ends]) for ends in _extremes(part))
-    if size == 1:
-        return f"1 document: {lowest} nats per token."
-    bad = int((~np.isfinite(part["cross_entropy"])).sum())
-    median = part["cross_entropy"][(size - 1) // 2]
-    text = f"{size:,} documents, the median {median:.3f} nats per token; lowest {lowest}, highest {highest}."
+def _words(each: Series) -> str:
+    means = each.columns["cross_entropy"]
+    lowest, highest = (listed(ends) for ends in _extremes(each.columns))
+    if means.size == 1:
+        return f"1 document, {lowest} nats per token."
+    median = means[(means.size - 1) // 2]
+    text = (
+        f"{means.size:,} documents, the median {short(median)} nats per token; the lowest are {lowest}; the highest "
+        f"are {highest}."
+    )
+    bad = int((~np.isfinite(means)).sum())
     return text + (f" {bad:,} without a finite mean are not drawn." if bad else "")

@@ -9,93 +9,119 @@ import numpy as np
 from gpuxent.evaluation.reports.figures.figure import Figure
 from gpuxent.evaluation.reports.figures.shared import (
     Runs,
-    caveats,
+    Series,
+    figure_of,
     half_width,
     interval_words,
-    of_run,
-    stacked,
-    subject,
+    series_of,
+    short,
 )
-from gpuxent.evaluation.reports.figures.style import BAND, Z95, colour, legend, listed, log_axis, points, series, shown
+from gpuxent.evaluation.reports.figures.style import (
+    BAND,
+    Z95,
+    colour,
+    legend,
+    line,
+    listed,
+    log_axis,
+    marked,
+    marks,
+    shown,
+)
+from gpuxent.evaluation.reports.reported import ReportedRun
 from gpuxent.evaluation.reports.tables import decimal
+
+FEW = 10  # points that have marks
+SETTLED = 0.05  # of the tokens: from there on all of the band is in the picture
 
 
 def headline(runs: Runs) -> Figure | None:
     """Of two or more runs: the cross-entropies side by side."""
     if len(runs) < 2:
         return None
-    values = np.array([run.result.cross_entropy for run in runs])
-    half = np.array([half_width(run) for run in runs])
-    words = [f"{shown(run.name)} {interval_words(run)}" for run in runs]
-    columns = {
-        "run": [run.name for run in runs],
-        "cross_entropy": values.tolist(),
-        "low": (values - half).tolist(),
-        "high": (values + half).tolist(),
-        "scored": [run.result.scored for run in runs],
-    }
+
+    def columns(run: ReportedRun) -> dict[str, np.ndarray]:
+        value, half = run.result.cross_entropy, half_width(run)
+        named = {"cross_entropy": value, "low": value - half, "high": value + half, "scored": run.result.scored}
+        return {name: np.array([value]) for name, value in named.items()}
+
+    found = series_of(runs, columns)
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        for i in np.flatnonzero(np.isfinite(values)).tolist():
-            error = None if np.isnan(half[i]) else half[i]
-            axes.errorbar(values[i], i, xerr=error, **points(i))
-        for i in np.flatnonzero(~np.isfinite(values)).tolist():
-            axes.text(0.02, i, decimal(values[i]), transform=axes.get_yaxis_transform(), va="center", color=colour(i))
+        for i, run in enumerate(runs):
+            value, half = run.result.cross_entropy, half_width(run)
+            if np.isfinite(value):
+                axes.errorbar(value, i, xerr=None if np.isnan(half) else half, **marks(i))
+            else:
+                place = axes.get_yaxis_transform()
+                axes.text(0.02, i, decimal(value), transform=place, va="center", color=colour(i))
         axes.set_yticks(range(len(runs)), [shown(run.name, 28) for run in runs])
         axes.set_ylim(len(runs) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("cross-entropy, nats per token, with 95 % intervals")
 
-    description = f"The cross-entropy of {len(runs)} runs: {listed(words)}.{caveats(runs)}"
-    return Figure("headline", "Cross-entropy", description, columns, draw, height=1.1 + 0.3 * len(runs))
+    about = f"The cross-entropy of {len(runs)} runs."
+    height = 1.1 + 0.3 * len(runs)
+    return figure_of(
+        found, "headline", "Cross-entropy", about, lambda each: f"{interval_words(each.run)}.", draw, height=height
+    )
 
 
 def running(runs: Runs) -> Figure | None:
     """The estimate while tokens come in."""
-    runs = [run for run in runs if run.running is not None and run.running.tokens.size]
-    if not runs:
+    found = series_of(runs, _running_columns)
+    if not found:
         return None
-    found = [run.running for run in runs if run.running is not None]
-    names = {
-        "tokens": "tokens",
-        "mean": "cross_entropy",
-        "stderr_iid": "stderr_iid",
-        "stderr_cluster": "stderr_cluster",
-    }
-    parts = []
-    for one in found:
-        cluster = [None] * one.tokens.size if one.stderr_cluster is None else one.stderr_cluster
-        columns = {"tokens": one.tokens, "mean": one.mean, "stderr_iid": one.stderr_iid, "stderr_cluster": cluster}
-        parts.append({names[name]: values for name, values in columns.items()})
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        for i, (run, one) in enumerate(zip(runs, found, strict=True)):
-            low, high = one.mean - Z95 * one.stderr, one.mean + Z95 * one.stderr
-            axes.fill_between(one.tokens, low, high, color=colour(i), alpha=BAND, linewidth=0)
-            axes.plot(one.tokens, one.mean, label=shown(run.name), **series(i))
-        settled = np.concatenate([_ends(one)[one.tokens * 20 >= one.tokens[-1]].ravel() for one in found])
-        settled = settled[np.isfinite(settled)]
-        if settled.size and settled.max() > settled.min():  # the first few tokens say little, and leave the picture
-            margin = 0.25 * (settled.max() - settled.min())
-            axes.set_ylim(settled.min() - margin, settled.max() + margin)
+        for each in found:
+            tokens, low, high = each.columns["tokens"], *_band(each)
+            axes.fill_between(tokens, low, high, color=colour(each.number), alpha=BAND, linewidth=0)
+            look = line(each.number) if tokens.size >= FEW else marked(each.number)
+            axes.plot(tokens, each.columns["cross_entropy"], label=each.label, **look)
+        _limit(axes, found)
+        ends = [each.columns["tokens"][[0, -1]] for each in found]
         axes.set_xscale("log")
-        log_axis(axes.xaxis, min(one.tokens[0] for one in found), max(one.tokens[-1] for one in found))
+        log_axis(axes.xaxis, np.min(ends), np.max(ends))
         axes.set_xlabel("tokens, in the order of the data")
         axes.set_ylabel("cross-entropy so far, nats per token")
-        legend(axes, [run.name for run in runs])
+        legend(axes, several=not found[0].alone)
 
-    words = [f"{of_run(runs, run)}{_running_words(one)}" for run, one in zip(runs, found, strict=True)]
-    description = "The mean loss of the tokens so far, with a band of 95 %. " + " ".join(words) + caveats(runs)
-    title = "Running estimate of the cross-entropy"
-    return Figure("running", title, description, stacked(runs, parts), draw, subject(runs))
+    title, about = "Running estimate of the cross-entropy", "The mean loss of the tokens so far, with a band of 95 %."
+    return figure_of(found, "running", title, about, _running_words, draw)
 
 
-def _ends(one: Any) -> np.ndarray:
-    return np.stack([one.mean - Z95 * one.stderr, one.mean + Z95 * one.stderr], axis=1)
+def _running_columns(run: ReportedRun) -> dict[str, np.ndarray] | None:
+    one = run.running
+    if one is None or not one.tokens.size:
+        return None
+    cluster = np.full(one.tokens.size, np.nan) if one.stderr_cluster is None else one.stderr_cluster
+    columns = {"tokens": one.tokens, "cross_entropy": one.mean, "stderr_iid": one.stderr_iid}
+    return columns | {"stderr_cluster": cluster}
 
 
-def _running_words(one: Any) -> str:
-    places = sorted({np.searchsorted(one.tokens, share * one.tokens[-1]) for share in (0.01, 0.1, 1)})
-    return listed([f"{one.mean[i]:.4g} after {one.tokens[i]:,}" for i in places]) + " tokens with a finite loss."
+def _band(each: Series) -> tuple[np.ndarray, np.ndarray]:
+    mean = each.columns["cross_entropy"]
+    assert each.run.running is not None
+    half = Z95 * each.run.running.stderr
+    return mean - half, mean + half
+
+
+def _limit(axes: Any, found: list[Series]) -> None:
+    """The first tokens say little, and may leave the picture."""
+    settled = [
+        np.stack(_band(each))[:, each.columns["tokens"] >= SETTLED * each.columns["tokens"][-1]] for each in found
+    ]
+    ends = np.concatenate([part[np.isfinite(part)] for part in settled])
+    if ends.size and ends.max() > ends.min():
+        margin = 0.25 * (ends.max() - ends.min())
+        axes.set_ylim(ends.min() - margin, ends.max() + margin)
+
+
+def _running_words(each: Series) -> str:
+    points, mean = each.columns["tokens"], each.columns["cross_entropy"]
+    places = sorted({int(np.searchsorted(points, share * points[-1])) for share in (0.01, 0.1, 1)})
+    said = [f"{short(mean[i])} after {points[i]:,}" for i in places]
+    return f"{listed(said)} {'token' if points[-1] == 1 else 'tokens'} with a finite loss."

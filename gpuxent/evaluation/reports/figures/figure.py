@@ -39,7 +39,7 @@ class Figure:
 
 
 def to_csv(figure: Figure) -> str:
-    """Its data, with a line of names; NaN and inf are `nan` and `inf`, and what is not known is empty."""
+    """Its data under a line of names; `nan` is what is not known, too."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(figure.columns)

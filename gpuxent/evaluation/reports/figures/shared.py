@@ -1,70 +1,103 @@
-"""What figures of several runs have in common: columns, and words."""
+"""What figures of several runs have in common: series, their columns, and words."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from gpuxent.evaluation.reports.figures.figure import Figure
 from gpuxent.evaluation.reports.figures.style import Z95, shown
 from gpuxent.evaluation.reports.reported import ReportedRun
 from gpuxent.evaluation.reports.tables import decimal
 
 Runs = Sequence[ReportedRun]
+Columns = dict[str, np.ndarray]
 
 
-def subject(runs: Runs) -> str:
-    return runs[0].name if len(runs) == 1 else ""
+@dataclass(frozen=True, eq=False)
+class Series:
+    """What a figure shows of a run."""
+
+    number: int  # the run's place in the report: it has the same colour in all figures
+    run: ReportedRun
+    columns: Columns
+    alone: bool  # no other run is in the report
+
+    @property
+    def label(self) -> str:
+        return shown(self.run.name)
 
 
-def of_run(runs: Runs, run: ReportedRun) -> str:
-    """Words before what is said of a run, where there are several."""
-    return f"{shown(run.name)}: " if len(runs) > 1 else ""
+def series_of(runs: Runs, columns: Callable[[ReportedRun], Columns | None]) -> list[Series]:
+    """Of the runs that have some."""
+    made = [(number, run, columns(run)) for number, run in enumerate(runs)]
+    return [Series(number, run, part, len(runs) == 1) for number, run, part in made if part is not None]
 
 
-def stacked(runs: Runs, parts: Sequence[dict[str, Any]]) -> dict[str, Sequence[Any]]:
-    """Columns of one run after the other, the first with its name."""
+def figure_of(
+    found: Sequence[Series],
+    name: str,
+    title: str,
+    about: str,
+    words: Callable[[Series], str],
+    draw: Callable[[Any], None],
+    **options: Any,
+) -> Figure:
+    """Described by what it is about, and what is said of each series; with their columns one after the other."""
+    said = [about]
+    for each in found:
+        of_run = "" if each.alone else f"{each.label}: "
+        said += [of_run + text for text in (words(each), *caveats(each.run))]
     columns: dict[str, list[Any]] = {"run": []}
-    for run, part in zip(runs, parts, strict=True):
-        lists = {name: np.asarray(values).tolist() for name, values in part.items()}
-        columns["run"] += [run.name] * len(next(iter(lists.values())))
-        for name, values in lists.items():
-            columns.setdefault(name, []).extend(values)
-    return dict(columns)
+    for each in found:
+        columns["run"] += [each.run.name] * len(next(iter(each.columns.values())))
+        for column, values in each.columns.items():
+            columns.setdefault(column, []).extend(values.tolist())
+    subject = found[0].run.name if len(found) == 1 else ""
+    return Figure(name, title, " ".join(said), columns, draw, subject, **options)
 
 
-def caveats(runs: Runs) -> str:
-    """What must be known of the numbers: rows that are missing, and losses that are not finite."""
-    found = []
-    for run in runs:
-        r, of = run.result, of_run(runs, run)
-        if not run.complete:
-            found.append(f"{of}partial, {math.floor(1000 * r.share) / 10:g} % of the rows are done.")
-        if r.infinite_rows:
-            found.append(f"{of}{_tokens(r.infinite_rows)} an infinite loss.")
-        if r.nan_rows:
-            found.append(f"{of}{_tokens(r.nan_rows)} a loss of NaN.")
-    return "".join(f" {text[0].upper()}{text[1:]}" for text in found)
+def caveats(run: ReportedRun) -> list[str]:
+    """What must be known of its numbers: rows that are missing, and losses that are not finite."""
+    r, found = run.result, []
+    if not run.complete:
+        found.append(f"Partial: {math.floor(1000 * r.share) / 10:g} % of the rows are done.")
+    if r.infinite_rows:
+        found.append(tokens(r.infinite_rows, " has", " have") + " an infinite loss.")
+    if r.nan_rows:
+        found.append(tokens(r.nan_rows, " has", " have") + " a loss of NaN.")
+    return found
 
 
-def _tokens(count: int) -> str:
-    return "1 token has" if count == 1 else f"{count:,} tokens have"
+def tokens(count: int, one: str = "", more: str = "") -> str:
+    """1 token, 2 tokens; with the verb that goes with it."""
+    return f"1 token{one}" if count == 1 else f"{count:,} tokens{more or one}"
+
+
+def short(value: float) -> str:
+    """In four digits."""
+    return f"{value:.4g}" if math.isfinite(value) else decimal(value)
 
 
 def half_width(run: ReportedRun) -> float:
     """Of the 95 % interval of the cross-entropy; NaN if it has none."""
     r = run.result
-    clustered = r.stderr_cluster is not None and math.isfinite(r.stderr_cluster)
-    return Z95 * (r.stderr_cluster if clustered else r.stderr_iid)  # type: ignore[operator]
+    return Z95 * (r.stderr_cluster if _clustered(run) else r.stderr_iid)  # type: ignore[operator]
+
+
+def _clustered(run: ReportedRun) -> bool:
+    stderr = run.result.stderr_cluster
+    return stderr is not None and math.isfinite(stderr)
 
 
 def interval_words(run: ReportedRun) -> str:
     half, value = half_width(run), run.result.cross_entropy
+    text = f"{decimal(value)} nats per token"
     if not math.isfinite(half):
-        return f"{decimal(value)} nats per token"
-    r = run.result
-    by = "documents" if r.stderr_cluster is not None and math.isfinite(r.stderr_cluster) else "tokens"
-    ends = f"{value - half:.4g} to {value + half:.4g}"
-    return f"{decimal(value)} nats per token (95 % interval {ends}, {by} taken as independent)"
+        return text
+    by = "documents" if _clustered(run) else "tokens"
+    return f"{text} (95 % interval {decimal(value - half)} to {decimal(value + half)}, {by} taken as independent)"

@@ -78,17 +78,17 @@ def colour(number: int) -> str:
     return SERIES[number % len(SERIES)]
 
 
-def series(number: int) -> dict[str, Any]:
+def line(number: int) -> dict[str, Any]:
     """The look of the line of a run."""
     return {"color": colour(number), "linestyle": LINES[number % len(LINES)]}
 
 
 def marked(number: int) -> dict[str, Any]:
     """The same with markers."""
-    return series(number) | {"marker": MARKERS[number % len(MARKERS)]}
+    return line(number) | {"marker": MARKERS[number % len(MARKERS)]}
 
 
-def points(number: int) -> dict[str, Any]:
+def marks(number: int) -> dict[str, Any]:
     """Markers without a line."""
     return marked(number) | {"linestyle": "none"}
 
@@ -136,9 +136,9 @@ def count_axis(axis: Any) -> None:
     axis.set_major_formatter(compact)
 
 
-def legend(axes: Any, names: Sequence[str]) -> None:
-    """Above the axes, in as many columns as the names leave room for; none of a single series."""
-    if len(names) < 2:
+def legend(axes: Any, several: bool) -> None:
+    """Above the axes, in as many columns as the names leave room for; none of a report of a single run."""
+    if not several:
         return
     handles, labels = axes.get_legend_handles_labels()
     columns = max(1, min(3, len(labels), 68 // (max(map(_columns, labels)) + 9)))
