@@ -356,6 +356,10 @@ def test_other_inputs_are_refused(data, tmp_path):
         (lambda: gx.compare(p, q + 1, y, documents=d, limit=50, run=run, resume=True), "other changed: the array has"),
         (lambda: gx.compare(p, q, y, documents=d + 1, limit=50, run=run, resume=True), "documents changed"),
         (lambda: gx.compare(p, q, y, documents=d, limit=60, run=run, resume=True), "option limit: 50 -> 60"),
+        (
+            lambda: gx.compare(p, q, y, documents=d, limit=50, other_temperature=2, run=run, resume=True),
+            "option other_temperature: 1.0 -> 2.0",
+        ),
         (lambda: gx.compare(p, q, y, documents=d, limit=50, shift=1, run=run, resume=True), "option shift: 0 -> 1"),
     ):
         with pytest.raises(ValueError, match=f"cannot go on with what is not the same run: {message}"):

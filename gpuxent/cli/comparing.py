@@ -27,6 +27,9 @@ def compare(
     min_context: Annotated[int, counting(help="Rows with less of their document before them do not count.")] = 0,
     limit: Annotated[int | None, counting(help="Only the first so many rows.")] = None,
     ignore_index: Annotated[int, counting(help="Label of tokens that do not count.")] = -100,
+    temperature: Annotated[float, scoring(help="Divide the logits by this.")] = 1.0,
+    other_temperature: Annotated[float | None, scoring(help="And those of OTHER by this, if it is another.")] = None,
+    softcap: Annotated[float | None, scoring(help="First softcap * tanh(logits / softcap).")] = None,
     vocab_align: Annotated[str, scoring(help="crop: leave out what the larger vocabulary has at its end.")] = "error",
     run: Annotated[
         Path | None, keeping("-o", "--run", help="Keep what is finished, and every token, in this folder.")
@@ -59,6 +62,9 @@ def compare(
             "min_context": min_context,
             "limit": limit,
             "ignore_index": ignore_index,
+            "softcap": softcap,
+            "temperature": temperature,
+            "other_temperature": other_temperature,
             "vocab_align": vocab_align,
             "backend": backend,
         }
@@ -80,7 +86,7 @@ def compare(
         if result.scored == 0 and result.share == 1:
             raise ValueError("no token to compare: none counts")
         with written_to(output) as file:
-            about = {"gpuxent": __version__, "base": base, "other": other, "labels": labels, "documents": documents}
+            about = {"gpuxent": __version__, "base": base, "other": other, "labels": labels} | options
             comparison_report.write(result, format, about, file, 80 if output else None)
         if result.share < 1:
             say("interrupted" + (f"; --run {run} --resume goes on" if run else ""))

@@ -39,6 +39,9 @@ def compare(
     min_context: int = 0,
     limit: int | None = None,
     ignore_index: int | None = -100,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    other_temperature: float | None = None,
     vocab_align: str = "error",
     backend: str | None = None,
     run: str | Path | None = None,
@@ -54,8 +57,9 @@ def compare(
             takes, `linear_logits` included: read block by block, together. Without labels, the folders of two finished
             runs on the same tokens (`evaluate(..., run=)`): their records are enough for all but the divergences.
         vocab_align: "error" if vocabularies differ, or "crop": leave out the last classes of the larger one, and warn.
-        labels: (...) integers. documents, mask, shift, min_context, limit, ignore_index, backend, run, resume,
-            allow_mixed, memory, client: as `evaluate`; they are for logits.
+        other_temperature: that of `other`, if it is another than base's: of a model that was calibrated, say.
+        labels: (...) integers. documents, mask, shift, min_context, limit, ignore_index, softcap, temperature, backend,
+            run, resume, allow_mixed, memory, client: as `evaluate`; they are for logits, and for those of both models.
 
     Standard errors are of the paired difference: clustered by document where there are ids (as those of `evaluate`),
     and of independent tokens. Errors of exponentials are those of the exponents times the value. Sums are exact.
@@ -80,6 +84,9 @@ def compare(
         "min_context": min_context,
         "limit": limit,
         "ignore_index": ignore_index,
+        "softcap": softcap,
+        "temperature": temperature,
+        "other_temperature": other_temperature,
         "vocab_align": vocab_align,
         "backend": backend,
     }
@@ -112,11 +119,18 @@ def open_pair_job(
     min_context: int = 0,
     limit: int | None = None,
     ignore_index: int | None = arguments.DEFAULT_IGNORE_INDEX,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    other_temperature: float | None = None,
     vocab_align: str = "error",
     backend: str | None = None,
 ) -> PairJob:
     """Everything that can be checked without reading rows."""
     first, second = as_source(base, "base"), as_source(other, "other")
+    change = arguments.transform(softcap, temperature)
+    if other_temperature is None:
+        other_temperature = change.temperature
+    other_temperature = arguments.number(other_temperature, "other_temperature", 0, open_low=True)
     job = PairJob(
         PairSource(first, second, arguments.one_of(vocab_align, "vocab_align", ("error", "crop")) == "crop"),
         as_source(labels, "labels", getattr(first, "array", None)),
@@ -127,6 +141,7 @@ def open_pair_job(
         limit=None if limit is None else arguments.positive(limit, "limit"),
         ignore_index=arguments.ignore_index(ignore_index),
         backend=backend,
+        changes=(change, replace(change, temperature=other_temperature)),
     )
     for name, side in job.pair.sides.items():
         if side.dtype.newbyteorder("=") not in arguments.FLOAT_DTYPES:
@@ -149,6 +164,7 @@ FOR_LOGITS = {
     "shift": 0,
     "min_context": 0,
     "ignore_index": arguments.DEFAULT_IGNORE_INDEX,
+    "temperature": 1.0,
     "vocab_align": "error",
     "resume": False,
     "allow_mixed": False,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpuxent import _arguments as arguments
-from gpuxent._records import IGNORED
+from gpuxent._records import IDENTITY, IGNORED, Transform
 from gpuxent._rows import Rows
 from gpuxent.backends import made, on_gpu
 from gpuxent.evaluation.comparison.pairs import DIVERGENCES, Pairs
@@ -38,11 +38,26 @@ class PairScores:
     same_top: np.ndarray  # 1 where both have the same most probable class
 
 
+def transformed(logits: Any, change: Transform) -> Any:
+    """A copy in float64, in which the transform is exact, of any kind of array; no copy if nothing changes."""
+    if change.is_identity:
+        return logits
+    logits = logits.astype(np.float64)
+    if change.softcap is not None:
+        logits /= change.softcap
+        logits = np.tanh(logits)
+        logits *= change.softcap
+    logits /= change.temperature
+    return logits
+
+
 @dataclass(frozen=True)
 class PairJob(Job):
     """A job whose logits are a `PairSource`."""
 
     record: ClassVar[type[TokenColumns]] = PairTokens
+
+    changes: tuple[Transform, Transform] = (IDENTITY, IDENTITY)  # of base's logits, and of other's
 
     @property
     def pair(self) -> PairSource:
@@ -51,7 +66,13 @@ class PairJob(Job):
 
     @property
     def row_bytes(self) -> int:
-        return sum(side.shape[-1] * side.dtype.itemsize for side in self.pair.sides.values())
+        widened = 8 * self.pair.shape[-1] * sum(not change.is_identity for change in self.changes)
+        return widened + sum(side.shape[-1] * side.dtype.itemsize for side in self.pair.sides.values())
+
+    @property
+    def options(self) -> dict[str, Any]:
+        base, other = self.changes
+        return super().options | vars(base) | {"other_temperature": other.temperature}
 
     @property
     def inputs(self) -> dict[str, Source | None]:
@@ -78,7 +99,8 @@ class PairJob(Job):
         return reduce(Pairs.merge, map(Pairs.of_tokens, run.tokens()), Pairs())
 
     def row_scores(self, logits: Any, classes: np.ndarray) -> PairScores:
-        sides = [self.opened(made(side)[:, : self.pair.shape[-1]], classes) for side in logits]
+        arrays = [made(side)[:, : self.pair.shape[-1]] for side in logits]
+        sides = [self.opened(transformed(*side), classes) for side in zip(arrays, self.changes, strict=True)]
         arguments.pair(sides[0][0], sides[1][0], ("base", "other"))
         base, other = (Rows.open(rows, labels, **options) for rows, labels, options in sides)
         owner, q = base.backend, base.backend.laid_out_as(base.logits, other.logits)
