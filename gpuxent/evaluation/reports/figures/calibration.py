@@ -9,10 +9,18 @@ import numpy as np
 
 from gpuxent.evaluation.reports.figures.figure import Figure
 from gpuxent.evaluation.reports.figures.shared import Runs, Series, figure_of, series_of, short, tokens
-from gpuxent.evaluation.reports.figures.style import BAND, MUTED, colour, compact, finite, legend, marked, note
+from gpuxent.evaluation.reports.figures.style import (
+    BAND,
+    MOST_BANDS,
+    MUTED,
+    colour,
+    compact,
+    finite,
+    legend,
+    marked,
+    note,
+)
 from gpuxent.evaluation.reports.reported import ReportedRun
-
-MOST_BANDS = 2  # runs whose intervals are bands; more would hide each other, and have bars
 
 
 def reliability(runs: Runs) -> Figure | None:
@@ -27,7 +35,8 @@ def reliability(runs: Runs) -> Figure | None:
         for each in found:
             _line(axes, each, band=len(found) <= MOST_BANDS)
             counts, edges = each.columns["tokens"], np.append(each.columns["lower"], each.columns["upper"][-1])
-            below.stairs(counts, edges, fill=True, color=colour(each.number), alpha=BAND)
+            if len(found) <= MOST_BANDS:
+                below.stairs(counts, edges, fill=True, color=colour(each.number), alpha=BAND)
             below.stairs(counts, edges, color=colour(each.number), linewidth=1)
         if len(found) == 1:
             _note(axes, found[0])

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from gpuxent.evaluation.reports.figures.figure import Figure
-from gpuxent.evaluation.reports.figures.style import legend, log_axis, marked, marks, note, shown
+from gpuxent.evaluation.reports.figures.figure import HEIGHT, Figure
+from gpuxent.evaluation.reports.figures.shared import short
+from gpuxent.evaluation.reports.figures.style import legend, legend_height, log_axis, marked, marks, note, shown
 from gpuxent.evaluation.reports.reported import ReportedComparison
-from gpuxent.evaluation.reports.tables import decimal, error
+from gpuxent.evaluation.reports.tables import error
 
 ENDS = {0.0: "min", 0.5: "median", 1.0: "max"}
 
@@ -53,8 +54,9 @@ def kld(comparisons: Sequence[ReportedComparison]) -> Figure | None:
 
     words = [f"{shown(c.name)}: {_words(c, levels, own)}" for c, own in zip(found, values, strict=True)]
     description = " ".join(["Percentiles of the tokens' divergence KL(base || other), on a log axis.", *words])
+    height = HEIGHT + (legend_height([shown(c.name) for c in found]) if len(comparisons) > 1 else 0.0)
     subject = found[0].name if len(found) == 1 else ""
-    return Figure("kld", "Divergence from the base", description, columns, draw, subject)
+    return Figure("kld", "Divergence from the base", description, columns, draw, subject, height)
 
 
 def _level(level: float) -> str:
@@ -65,7 +67,7 @@ def _mean(comparison: ReportedComparison) -> str:
     kl = comparison.result.kl
     assert kl is not None
     stderr = kl.stderr_iid if kl.stderr_cluster is None else kl.stderr_cluster
-    return f"mean {decimal(kl.value)} ± {error(stderr)} nats"
+    return f"mean {short(kl.value)} ± {error(stderr)} nats"
 
 
 def _words(comparison: ReportedComparison, levels: list[float], values: np.ndarray) -> str:

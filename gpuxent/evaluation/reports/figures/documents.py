@@ -8,7 +8,17 @@ import numpy as np
 
 from gpuxent.evaluation.reports.figures.figure import Figure
 from gpuxent.evaluation.reports.figures.shared import Runs, Series, figure_of, series_of, short
-from gpuxent.evaluation.reports.figures.style import Z95, colour, count_axis, legend, line, listed, marks, note
+from gpuxent.evaluation.reports.figures.style import (
+    MOST_BANDS,
+    Z95,
+    colour,
+    count_axis,
+    legend,
+    line,
+    listed,
+    marks,
+    note,
+)
 from gpuxent.evaluation.reports.reported import ReportedRun
 
 MOST_MARKS = 60  # documents with a mark each; of more there is a line
@@ -25,7 +35,7 @@ def documents(runs: Runs) -> Figure | None:
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
         for each in found:
-            _curve(axes, each)
+            _curve(axes, each, bars=len(found) <= MOST_BANDS)
             axes.axhline(each.run.result.cross_entropy, color=colour(each.number), linewidth=1, linestyle=":")
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
         if len(found) == 1 and len(found[0].columns["rank"]) > 1:
@@ -40,7 +50,8 @@ def documents(runs: Runs) -> Figure | None:
         axes.set_ylabel("cross-entropy, nats per token")
         legend(axes, several=not found[0].alone)
 
-    about = "The documents' mean losses in order, with 95 % intervals (tokens of a document taken as independent)."
+    intervals = ", with 95 % intervals (tokens of a document taken as independent)" * (len(found) <= MOST_BANDS)
+    about = f"The documents' mean losses in order{intervals}."
     return figure_of(found, "documents", "Loss by document", about, _words, draw)
 
 
@@ -60,12 +71,12 @@ def _sorted(run: ReportedRun) -> dict[str, np.ndarray] | None:
     }
 
 
-def _curve(axes: Any, each: Series) -> None:
+def _curve(axes: Any, each: Series, bars: bool) -> None:
     """Marks with bars, or a line with thin bars."""
     size = int(np.isfinite(each.columns["cross_entropy"]).sum())
     at = np.unique(np.linspace(0, size - 1, min(size, MOST_POINTS)).round().astype(np.int64))
     x, y, stderr = (each.columns[name][at] for name in ("rank", "cross_entropy", "stderr_iid"))
-    half = Z95 * np.where(np.isfinite(stderr), stderr, 0.0)
+    half = Z95 * np.where(np.isfinite(stderr) & bars, stderr, 0.0)
     if len(each.columns["rank"]) <= MOST_MARKS:
         axes.errorbar(x, y, yerr=half, label=each.label, elinewidth=0.8, capsize=0, **marks(each.number))
     else:

@@ -56,10 +56,10 @@ def headline(runs: Runs) -> Figure | None:
             else:
                 place = axes.get_yaxis_transform()
                 axes.text(0.02, i, decimal(value), transform=place, va="center", color=colour(i))
-        axes.set_yticks(range(len(runs)), [shown(run.name, 28) for run in runs])
+        axes.set_yticks(range(len(runs)), [shown(run.name, 24) for run in runs])
         axes.set_ylim(len(runs) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("cross-entropy, nats per token, with 95 % intervals")
+        axes.set_xlabel("nats per token, with 95 % intervals")
 
     about = f"The cross-entropy of {len(runs)} runs."
     height = 1.1 + 0.3 * len(runs)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 DPI = 200
+HEIGHT = 3.4  # inches
 _VARIABLES = {light: f"var(--{name})" for name, (light, _) in PALETTE.items()}
 
 
@@ -35,7 +36,7 @@ class Figure:
     columns: Mapping[str, Sequence[Any]]
     draw: Callable[[matplotlib.figure.Figure], None]
     subject: str = ""  # the run, if it is of a single one: a second part of the title where the figure stands alone
-    height: float = 3.4  # inches; WIDTH wide
+    height: float = HEIGHT  # inches; WIDTH wide
 
 
 def to_csv(figure: Figure) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuxent.evaluation.reports.figures.figure import Figure
-from gpuxent.evaluation.reports.figures.style import Z95, shown
+from gpuxent.evaluation.reports.figures.figure import HEIGHT, Figure
+from gpuxent.evaluation.reports.figures.style import Z95, legend_height, shown
 from gpuxent.evaluation.reports.reported import ReportedRun
 from gpuxent.evaluation.reports.tables import decimal
 
@@ -45,7 +45,7 @@ def figure_of(
     about: str,
     words: Callable[[Series], str],
     draw: Callable[[Any], None],
-    **options: Any,
+    height: float = HEIGHT,
 ) -> Figure:
     """Described by what it is about, and what is said of each series; with their columns one after the other."""
     said = [about]
@@ -58,7 +58,9 @@ def figure_of(
         for column, values in each.columns.items():
             columns.setdefault(column, []).extend(values.tolist())
     subject = found[0].run.name if len(found) == 1 else ""
-    return Figure(name, title, " ".join(said), columns, draw, subject, **options)
+    if name != "headline" and not found[0].alone:  # which has the names beside its axes
+        height += legend_height([each.label for each in found])
+    return Figure(name, title, " ".join(said), columns, draw, subject, height)
 
 
 def caveats(run: ReportedRun) -> list[str]:

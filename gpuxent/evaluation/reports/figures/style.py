@@ -33,6 +33,7 @@ MARKERS = "osD^vP*"  # seven, and six colours: 42 series before two look the sam
 WIDTH = 5.0  # inches: nearly what a phone is wide, so that a figure on one needs no smaller letters than on paper
 LONGEST_NAME = 40
 BAND = 0.16  # opacity
+MOST_BANDS = 2  # series that have one; more would hide each other
 Z95 = 1.959963984540054  # standard errors on each side of a 95 % interval
 SETTINGS = {
     "font.family": ["sans-serif"],
@@ -141,8 +142,17 @@ def legend(axes: Any, several: bool) -> None:
     if not several:
         return
     handles, labels = axes.get_legend_handles_labels()
-    columns = max(1, min(3, len(labels), 68 // (max(map(_columns, labels)) + 9)))
+    columns = legend_columns(labels)
     axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=columns)
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    return max(1, min(3, len(labels), 68 // (max(map(_columns, labels)) + 9)))
+
+
+def legend_height(labels: Sequence[str]) -> float:
+    """About how many inches it takes."""
+    return 0.17 * math.ceil(len(labels) / legend_columns(labels))
 
 
 def _columns(text: str) -> int:
@@ -163,12 +173,13 @@ def note(axes: Any, text: str, where: str = "upper left") -> None:
         fontsize=8,
         color=MUTED,
         zorder=5,
+        bbox={"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 1.5},
     )
 
 
-def dodged(number: int, count: int, width: float = 0.3) -> float:
+def dodged(number: int, count: int) -> float:
     """How far to move the marks of a series aside, so that those of others are seen."""
-    return 0.0 if count < 2 else width * (number / (count - 1) - 0.5)
+    return min(0.2, 0.7 / count) * (number - (count - 1) / 2)
 
 
 def finite(*columns: np.ndarray) -> np.ndarray:

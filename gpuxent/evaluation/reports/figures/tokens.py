@@ -9,7 +9,18 @@ import numpy as np
 
 from gpuxent.evaluation.reports.figures.figure import Figure
 from gpuxent.evaluation.reports.figures.shared import Runs, Series, figure_of, series_of, short, tokens
-from gpuxent.evaluation.reports.figures.style import BAND, Z95, colour, compact, dodged, legend, line, log_axis, marked
+from gpuxent.evaluation.reports.figures.style import (
+    BAND,
+    MOST_BANDS,
+    Z95,
+    colour,
+    compact,
+    dodged,
+    legend,
+    line,
+    log_axis,
+    marked,
+)
 from gpuxent.evaluation.reports.records import position_name
 from gpuxent.evaluation.reports.reported import ReportedRun
 from gpuxent.evaluation.reports.tables import decimal
@@ -31,8 +42,11 @@ def losses(runs: Runs) -> Figure | None:
         axes = figure.add_subplot()
         for each in found:
             share, mean = each.columns["share_per_octave"], each.run.result.cross_entropy
-            axes.stairs(share, edges, fill=True, color=colour(each.number), alpha=BAND)
-            axes.stairs(share, edges, label=each.label, **line(each.number))
+            if len(found) <= MOST_BANDS:
+                axes.stairs(share, edges, fill=True, color=colour(each.number), alpha=BAND)
+                axes.stairs(share, edges, label=each.label, linewidth=1.5, **line(each.number))
+            else:  # stairs of many would hide each other
+                axes.plot(np.sqrt(edges[:-1]) * np.sqrt(edges[1:]), share, label=each.label, **line(each.number))
             if edges[0] < mean < edges[-1]:
                 axes.axvline(mean, linewidth=1, color=colour(each.number), linestyle=":")
         axes.set_xscale("log")
