@@ -7,17 +7,18 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gpuxent import _arguments as arguments
 from gpuxent._records import IGNORED
 from gpuxent.backends import computed, is_cupy, on_gpu, on_host, to_gpu
+from gpuxent.evaluation.runs.directory import Run
 from gpuxent.evaluation.runs.fingerprint import computed_by
 from gpuxent.evaluation.sources import Source
 from gpuxent.evaluation.statistics.summary import Summary
-from gpuxent.evaluation.statistics.tokens import BlockResult, Tokens
+from gpuxent.evaluation.statistics.tokens import BlockResult, TokenColumns, Tokens
 from gpuxent.evaluation.statistics.totals import score_rows
 
 RETRY_AFTER = (0.1, 1.0, 5.0)  # seconds; what a network file system needs to find its server again
@@ -33,6 +34,8 @@ class Job:
     is ignored if its label is `ignore_index`, lies beyond the sequence or document, is masked out (the mask belongs to
     the labels), or if fewer than `min_context` rows of its sequence and document come before it.
     """
+
+    record: ClassVar[type[TokenColumns]] = Tokens  # what is kept of a token
 
     logits: Source
     labels: Source
@@ -91,6 +94,10 @@ class Job:
 
     def identity(self) -> Any:
         return Summary.identity(self.topk, self.bins, documents=self.documents is not None)
+
+    def summary_of(self, run: Run) -> Any:
+        """Of the blocks that a run of this job has finished."""
+        return run.summary(self.identity())
 
     def score(self, first: int, stop: int, computing: AbstractContextManager[Any] | None = None) -> BlockResult:
         """The rows [first, stop). Reading is done outside `computing`, so that others compute meanwhile."""

@@ -13,12 +13,14 @@ import numpy as np
 from gpuxent.evaluation.calibration.calibrate import reliability_of
 from gpuxent.evaluation.calibration.forecasts import Forecasts
 from gpuxent.evaluation.calibration.reliability import Reliability, Resampling
+from gpuxent.evaluation.comparison.kept import comparison_of_run
 from gpuxent.evaluation.comparison.result import Comparison
 from gpuxent.evaluation.reports.running import Running, RunningMean
 from gpuxent.evaluation.runs.directory import Run
 from gpuxent.evaluation.statistics.histogram import LossHistogram
 from gpuxent.evaluation.statistics.result import DocumentTable, Evaluation, GroupStatistics
 from gpuxent.evaluation.statistics.summary import Summary
+from gpuxent.evaluation.statistics.tokens import PairTokens
 
 MOST_FORECASTS = 50_000_000  # tokens whose calibration is resampled: about 40 bytes of memory each
 FROM_TABLES = ("bits_per_byte", "bits_per_byte_stderr", "bits_per_word", "bits_per_word_stderr", "word_perplexity")
@@ -59,12 +61,22 @@ class ReportedComparison:
     """Two models on the same tokens, by their names."""
 
     name: str
-    base: str
+    path: Path
+    about: dict[str, Any]
+    base: str  # what was read of each
     other: str
     result: Comparison
 
 
-def open_reported(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[ReportedRun]:
+@dataclass(frozen=True, eq=False)
+class Reported:
+    """All that a report is of."""
+
+    runs: list[ReportedRun]
+    comparisons: list[ReportedComparison]
+
+
+def open_reported(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Reported:
     """Everything that a report shows of these runs.
 
     Streams over the records of tokens; of each run about 40 bytes a token are in memory while its calibration is
@@ -76,7 +88,14 @@ def open_reported(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str
     listed = [Path(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     if not listed:
         raise ValueError("runs must be one folder at least, got none")
-    return [_reported(path, name) for path, name in zip(listed, short_names(listed), strict=True)]
+    reported = Reported([], [])
+    for path, name in zip(listed, short_names(listed), strict=True):
+        with Run.open(path) as run:
+            if run.kind == PairTokens.kind:
+                reported.comparisons.append(_comparison(run, name))
+            else:
+                reported.runs.append(_run(run, name))
+    return reported
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -94,21 +113,38 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _reported(path: Path, name: str) -> ReportedRun:
-    with Run.open(path) as run:
-        summary = _summary(run)
-        totals = summary.totals
-        if not totals.scored:
-            some = f"{run.finished_rows:,} of {run.rows:,} rows are done"
-            raise ValueError(f"{path} holds no scored token to report: {some}")
-        result = _with_tables(summary.result(rows=run.rows, mixed=run.mixed), run)
-        reliability, why, running, stderr = None, "", None, None
-        if run.keeps_tokens:
-            reliability, why, running, stderr = _of_tokens(run, summary, result)
-        else:
-            why = "the run kept no tokens"
-        about = run.fingerprint | {"computed_by": list(run.computed_by)}
-    return ReportedRun(name, path, about, result, summary.losses, reliability, why, running, stderr)
+def _run(run: Run, name: str) -> ReportedRun:
+    summary = _summary(run)
+    if not summary.totals.scored:
+        raise _nothing(run)
+    result = _with_tables(summary.result(rows=run.rows, mixed=run.mixed), run)
+    reliability, why, running, stderr = None, "", None, None
+    if run.keeps_tokens:
+        reliability, why, running, stderr = _of_tokens(run, summary, result)
+    else:
+        why = "the run kept no tokens"
+    return ReportedRun(name, run.path, _about(run), result, summary.losses, reliability, why, running, stderr)
+
+
+def _comparison(run: Run, name: str) -> ReportedComparison:
+    result = comparison_of_run(run)
+    if not result.scored:
+        raise _nothing(run)
+    sources = run.fingerprint["sources"]
+    base, other = (
+        ", ".join(Path(source["name"]).name for key, source in sources.items() if source and key.split()[0] == side)
+        for side in ("base", "other")
+    )
+    return ReportedComparison(name, run.path, _about(run), base, other, result)
+
+
+def _nothing(run: Run) -> ValueError:
+    some = f"{run.finished_rows:,} of {run.rows:,} rows are done"
+    return ValueError(f"{run.path} holds no scored token to report: {some}")
+
+
+def _about(run: Run) -> dict[str, Any]:
+    return run.fingerprint | {"computed_by": list(run.computed_by)}
 
 
 def _summary(run: Run) -> Summary:
