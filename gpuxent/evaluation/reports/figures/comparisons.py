@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpuxent.evaluation.reports.figures.figure import HEIGHT, Figure
-from gpuxent.evaluation.reports.figures.shared import short
+from gpuxent.evaluation.reports.figures.shared import partial, short, tokens
 from gpuxent.evaluation.reports.figures.style import legend, legend_height, log_axis, marked, marks, note, shown
 from gpuxent.evaluation.reports.reported import ReportedComparison
 from gpuxent.evaluation.reports.tables import error
@@ -73,6 +73,8 @@ def _mean(comparison: ReportedComparison) -> str:
 def _words(comparison: ReportedComparison, levels: list[float], values: np.ndarray) -> str:
     said = [f"{_level(q)} {v:.3g}" for q, v in zip(levels, values, strict=True) if q in (0.5, 0.9, 0.99, 1.0)]
     mean = "" if comparison.result.kl is None else f"{_mean(comparison)} (standard error); "
-    bad = comparison.result.bad
-    left = f" {bad:,} of {comparison.result.scored:,} tokens have a NaN or infinite loss." if bad else ""
-    return f"{mean}{', '.join(said)} nats.{left}"
+    r = comparison.result
+    caveats = partial(r.share)
+    if r.bad:
+        caveats.append(f"{r.bad:,} of {tokens(r.scored, ' has', ' have')} a NaN or infinite loss.")
+    return " ".join([f"{mean}{', '.join(said)} nats.", *caveats])

@@ -67,15 +67,15 @@ def to_svg(figure: Figure) -> str:
 
 def to_html_svg(figure: Figure) -> str:
     """A drawing to put into a page: as wide as there is room, in colours that are the page's variables, named in
-    PALETTE, and in the page's letters. Its ids begin with the figure's name."""
+    PALETTE, and in the page's letters. Its ids begin with figure- and its name."""
     root = _parsed(figure, titled=False)
     for name in ("width", "height"):
         root.attrib.pop(name, None)
     _describe(root, figure)
     root.set("role", "img")
     for element in root.iter():
-        _for_page(element, figure.name)
-    background = root.find(f".//*[@id='{figure.name}-patch_1']")
+        _for_page(element, f"figure-{figure.name}")
+    background = root.find(f".//*[@id='figure-{figure.name}-patch_1']")
     if background is not None:  # the page has its own
         background.clear()
     root.set("style", "stroke-linejoin: round; stroke-linecap: butt; font-variant-numeric: tabular-nums")

@@ -65,14 +65,17 @@ def figure_of(
 
 def caveats(run: ReportedRun) -> list[str]:
     """What must be known of its numbers: rows that are missing, and losses that are not finite."""
-    r, found = run.result, []
-    if not run.complete:
-        found.append(f"Partial: {math.floor(1000 * r.share) / 10:g} % of the rows are done.")
+    r, found = run.result, partial(run.result.share)
     if r.infinite_rows:
         found.append(tokens(r.infinite_rows, " has", " have") + " an infinite loss.")
     if r.nan_rows:
         found.append(tokens(r.nan_rows, " has", " have") + " a loss of NaN.")
     return found
+
+
+def partial(share: float) -> list[str]:
+    """What to say of a run of which only so much is done."""
+    return [f"Partial: {math.floor(1000 * share) / 10:g} % of the rows are done."] if share < 1 else []
 
 
 def tokens(count: int, one: str = "", more: str = "") -> str:
