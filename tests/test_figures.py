@@ -190,9 +190,9 @@ def test_documents_are_sorted(big):
         assert count[i] == nll.size
         assert mean[i] == pytest.approx(nll.mean(), rel=1e-12)
         assert stderr[i] == pytest.approx(nll.std(ddof=1) / math.sqrt(nll.size), rel=1e-9)
-    highest, lowest = (f"{name}: {np.mean(groups[name]):.3f}" for name in (expected[-1], expected[0]))
-    assert f"the lowest are {lowest}" in figure.description
-    assert f"the highest are {highest}" in figure.description
+    highest, lowest = (f"{name} ({np.mean(groups[name]):.4g})" for name in (expected[-1], expected[0]))
+    assert f"lowest: document {lowest}" in figure.description
+    assert f"highest: {highest}" in figure.description
     assert "\n".join(["highest documents", highest]) in "\n".join(texts(to_svg(figure)))
 
 
@@ -373,6 +373,38 @@ def test_svg_alone_has_a_heading_and_no_time(big):
     assert "Losses of tokens: big" in texts(svg)
     assert "Losses of tokens: big" not in texts(to_html_svg(by_name([big])["losses"]))
     assert not re.search(r"20\d\d-\d\d-\d\d|metadata|<style", svg)
+
+
+def test_marks_say_their_numbers(big, six, compared):
+    """Where the pointer is."""
+
+    def tips(figure, line):
+        (group,) = (g for g in ElementTree.fromstring(to_html_svg(figure).encode()).iter() if g.get("id") == line)
+        return [title.text for title in group.iter(f"{SVG}title")]
+
+    found = by_name([big])
+    ranges = big.result.by_position
+    assert tips(found["positions"], "figure-positions-marks-0") == [
+        f"big\nposition {p.first}{f'-{p.last}' if p.last > p.first else ''}: {p.cross_entropy:.4g} nats, "
+        f"{p.scored:,} tokens"
+        for p in ranges
+    ]
+    said = tips(found["reliability"], "figure-reliability-marks-0")
+    assert len(said) == 15
+    lowest = BIG.p_max <= 1 / 15
+    assert said[0] == (
+        f"big\naccuracy {(BIG.rank[lowest] == 0).mean():.3f} at a confidence of {BIG.p_max[lowest].mean():.3f}, "
+        f"{lowest.sum()} tokens"
+    )
+    ids = numbers(found["documents"], "document")[0].astype(int)
+    said = tips(found["documents"], "figure-documents-marks-0")
+    assert [int(re.match(r"big\ndocument (\d+): ", tip)[1]) for tip in said] == ids.tolist()
+    assert tips(by_name(six)["headline"], "figure-headline-marks-3")[0].startswith("run3: ")
+    quantiles = compared.comparisons[0].result.kl_quantiles
+    said = tips(by_name([], compared.comparisons)["kld"], "figure-kld-marks-0")
+    assert [float(tip.split()[-2]) for tip in said] == [
+        float(f"{v:.4g}") for _, v in sorted(quantiles.items()) if v > 0
+    ]
 
 
 def test_colours_have_contrast():

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -37,6 +37,7 @@ class Figure:
     draw: Callable[[matplotlib.figure.Figure], None]
     subject: str = ""  # the run, if it is of a single one: a second part of the title where the figure stands alone
     height: float = HEIGHT  # inches; WIDTH wide
+    tips: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of a line's id: what each of its marks says
 
 
 def to_csv(figure: Figure) -> str:
@@ -112,7 +113,17 @@ def _parsed(figure: Figure, titled: bool) -> ElementTree.Element:
             if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
                 parent.remove(child)
     root.set("style", "stroke-linejoin: round; stroke-linecap: butt")
+    for line, tips in figure.tips.items():
+        _add_tips(root, line, tips)
     return root
+
+
+def _add_tips(root: ElementTree.Element, line: str, tips: Sequence[str]) -> None:
+    """What a browser shows beside the pointer."""
+    marks = root.findall(f".//*[@id='{line}']//{{{SVG}}}use")
+    if len(marks) == len(tips):
+        for mark, tip in zip(marks, tips, strict=True):
+            ElementTree.SubElement(mark, f"{{{SVG}}}title").text = tip
 
 
 def _describe(root: ElementTree.Element, figure: Figure) -> None:
