@@ -59,7 +59,7 @@ def _estimate(name: str, estimate: Estimate, *, factor: float = 1, signed: bool 
     stderr = estimate.stderr_cluster if estimate.stderr_cluster is not None else estimate.stderr_iid
     value, half = factor * estimate.value, factor * Z95 * stderr
     sign = "+" if signed and value > 0 else ""
-    return Card(name, sign + decimal(value), _interval(value - half, value + half, _taken_over(by_document)))
+    return Card(name, sign + decimal(_short(value)), _interval(value - half, value + half, _taken_over(by_document)))
 
 
 def _taken_over(documents: bool) -> str:
