@@ -76,13 +76,13 @@ class Job:
     @property
     def inputs(self) -> dict[str, Source | None]:
         """What is read: of logits that are products, the factors."""
-        parts = getattr(self.logits, "parts", {"logits": self.logits})
-        return parts | {name: source for name, source in self.sources.items() if name != "logits"}
+        factors = getattr(self.logits, "factors", {"logits": self.logits})
+        return factors | {name: source for name, source in self.sources.items() if name != "logits"}
 
     @property
     def has_products(self) -> bool:
         """Are the logits made of hidden states, by BLAS?"""
-        return hasattr(self.logits, "parts")
+        return hasattr(self.logits, "factors")
 
     @property
     def options(self) -> dict[str, Any]:

@@ -78,13 +78,13 @@ class PairJob(Job):
     def inputs(self) -> dict[str, Source | None]:
         found: dict[str, Source | None] = {}
         for name, side in self.pair.sides.items():
-            parts = getattr(side, "parts", None)
-            found |= {name: side} if parts is None else {f"{name} {part}": source for part, source in parts.items()}
+            factors = getattr(side, "factors", None)
+            found |= {name: side} if factors is None else {f"{name} {part}": source for part, source in factors.items()}
         return found | {name: source for name, source in self.sources.items() if name != "logits"}
 
     @property
     def has_products(self) -> bool:
-        return any(hasattr(side, "parts") for side in self.pair.sides.values())
+        return any(hasattr(side, "factors") for side in self.pair.sides.values())
 
     @property
     def kind(self) -> str | None:
