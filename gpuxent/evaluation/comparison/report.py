@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from gpuxent.evaluation.comparison.result import ChangedDocument, ChangedToken, Comparison, Estimate
@@ -87,7 +87,8 @@ def estimates(r: Comparison) -> Iterator[tuple[str, str, Estimate]]:
             yield name, how, estimate
 
 
-def sections(result: Comparison) -> Iterator[Section]:
+def sections(result: Comparison, called: Callable[[int], str] = str) -> Iterator[Section]:
+    """What tables show. `called` names a document by its id."""
     clustered = result.documents is not None
     heads = ("", "value", *(["± cluster(doc)"] if clustered else []), "± iid")
     rows = [(name, *_shown(how, estimate, clustered)) for name, how, estimate in estimates(result)]
@@ -111,10 +112,10 @@ def sections(result: Comparison) -> Iterator[Section]:
         ("Better documents", result.better_documents),
     ):
         if documents:
-            yield _documents(title, documents[:SHOWN])
+            yield _documents(title, documents[:SHOWN], called)
     for title, tokens in (("Worse tokens", result.worse_tokens), ("Better tokens", result.better_tokens)):
         if tokens:
-            yield _tokens(title, tokens[:SHOWN])
+            yield _tokens(title, tokens[:SHOWN], called)
 
 
 def _shown(how: str, estimate: Estimate, clustered: bool) -> list[str]:
@@ -140,20 +141,20 @@ def _level(q: float) -> str:
     return LEVELS.get(q, f"{100 * q:g} %")
 
 
-def _documents(title: str, documents: tuple[ChangedDocument, ...]) -> Section:
+def _documents(title: str, documents: tuple[ChangedDocument, ...], called: Callable[[int], str]) -> Section:
     rows = [
-        (str(d.document), f"{d.scored:,}", decimal(d.base), decimal(d.other), f"{d.other - d.base:+.4g}")
+        (called(d.document), f"{d.scored:,}", decimal(d.base), decimal(d.other), f"{d.other - d.base:+.4g}")
         for d in documents
     ]
     return Section(title, ("document", "scored", "base", "other", "change, nats per token"), rows)
 
 
-def _tokens(title: str, tokens: tuple[ChangedToken, ...]) -> Section:
+def _tokens(title: str, tokens: tuple[ChangedToken, ...], called: Callable[[int], str]) -> Section:
     rows = [
         (
             f"{t.row:,}",
             f"{t.label:,}",
-            "-" if t.document is None else str(t.document),
+            "-" if t.document is None else called(t.document),
             decimal(t.base),
             decimal(t.other),
             f"{t.other - t.base:+.4g}",

@@ -63,7 +63,7 @@ def show_training(trained: Trained, settings: Settings, out: Console) -> None:
 
 def show_files(folder: Path, kept: bool, out: Console) -> None:
     size = (folder / "logits.npy").stat().st_size / 1e6
-    note = "" if kept else " (deleted at the end; --output keeps it)"
+    note = "" if kept else " (deleted at the end; --output keeps them)"
     show(out, f"Held-out logits: {size:.0f} MB of float16 in {folder}{note}")
 
 
@@ -102,6 +102,14 @@ def show_comparison(found: Comparison, bits: int, out: Console) -> None:
         f"{decimal(found.other_perplexity.value)}. KL divergence {decimal(found.kl.value)} nats per token, 99 % of the "
         f"tokens below {found.kl_quantiles[0.99]:.2g}; the same most probable word in {percent(found.same_top.value)}.",
     )
+
+
+def show_report(path: Path | None, out: Console) -> None:
+    if path is None:
+        show(out, "\nWith the extra `report` installed, all this would also be an HTML page to look at.")
+    else:
+        out.print("\nA page of all this, with the text token by token:", highlight=False, markup=False)
+        out.print(f"  {path}", highlight=False, markup=False, soft_wrap=True)  # one line, to be copied
 
 
 def models_table(scored: Scored) -> Table:

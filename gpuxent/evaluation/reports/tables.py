@@ -172,8 +172,8 @@ def _rows_have(count: int) -> str:
     return "1 row has" if count == 1 else f"{count:,} rows have"
 
 
-def sections(result: Evaluation) -> Iterator[Section]:
-    """What tables show: the means first, and of documents and groups only some."""
+def sections(result: Evaluation, called: Callable[[int], str] = str) -> Iterator[Section]:
+    """What tables show: the means first, and of documents and groups only some. `called` names a document by its id."""
     yield _means(result)
     if result.quantiles and result.scored:
         heads = ("quantile", *(f"{100 * level:g} %" for level in result.quantiles))
@@ -186,10 +186,10 @@ def sections(result: Evaluation) -> Iterator[Section]:
         yield _groups(result)
     if result.by_document:
         if len(result.by_document) > 2 * SHOWN_DOCUMENTS:
-            yield _documents("Best documents", result.by_document.best(SHOWN_DOCUMENTS))
-            yield _documents("Worst documents", result.by_document.worst(SHOWN_DOCUMENTS))
+            yield _documents("Best documents", result.by_document.best(SHOWN_DOCUMENTS), called)
+            yield _documents("Worst documents", result.by_document.worst(SHOWN_DOCUMENTS), called)
         else:
-            yield _documents("Documents, best first", result.by_document.best(len(result.by_document)))
+            yield _documents("Documents, best first", result.by_document.best(len(result.by_document)), called)
 
 
 def _means(result: Evaluation) -> Section:
@@ -247,9 +247,10 @@ def _groups(result: Evaluation) -> Section:
     return Section("By group", heads, rows, note)
 
 
-def _documents(title: str, documents: list[Document]) -> Section:
+def _documents(title: str, documents: list[Document], called: Callable[[int], str]) -> Section:
     rows = [
-        (str(d.document), f"{d.scored:,}", decimal(d.cross_entropy), decimal(exp(d.cross_entropy))) for d in documents
+        (called(d.document), f"{d.scored:,}", decimal(d.cross_entropy), decimal(exp(d.cross_entropy)))
+        for d in documents
     ]
     return Section(title, ("document", "scored", "cross-entropy", "perplexity"), rows)
 
