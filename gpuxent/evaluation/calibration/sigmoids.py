@@ -120,7 +120,7 @@ def columns_of(shape: tuple[int, ...]) -> int:
 
 def pairs(scores: Source, probs: bool) -> SigmoidSource:
     """TypeError of logits that are products, which are never there to be paired."""
-    if hasattr(scores, "parts"):
+    if hasattr(scores, "factors"):
         raise TypeError(f"logits ({scores.name}) must be stored with kind='sigmoid', got products; store them")
     if not scores.shape or math.prod(scores.shape[1:]) == 0:
         raise ValueError(f"logits ({scores.name}) must have shape (rows,) or (..., labels), got {scores.shape}")
