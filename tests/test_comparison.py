@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 import gpuxent as gx
 from gpuxent.cli import app
 from gpuxent.evaluation.comparison import report as comparison_report
-from gpuxent.evaluation.comparison.compare import _sliced
 from gpuxent.evaluation.comparison.pairs import LISTED, QUANTILES, Pairs
 from gpuxent.evaluation.statistics.tokens import Tokens
 
@@ -38,7 +37,7 @@ def tokens(nll, documents=None, seed=0, rank=None):
 def pairs_of(base, other, cuts=(), exact=True):
     found = Pairs()
     for start, stop in zip((0, *cuts), (*cuts, len(base)), strict=True):
-        found = found.merge(Pairs.of(*(_sliced(side, slice(start, stop)) for side in (base, other)), exact=exact))
+        found = found.merge(Pairs.of(*(side.take(slice(start, stop)) for side in (base, other)), exact=exact))
     return found.result()
 
 
@@ -238,6 +237,48 @@ def test_divergences_against_the_oracle(dtype, backend):
     assert (r.base_entropy, r.scored, r.documents) == (gx.evaluate(p, y, backend=backend).entropy, n, groups)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=lambda d: np.dtype(d).name)
+def test_softcap_and_temperature(dtype, backend):
+    """As if the logits had been changed before, in float64."""
+    p, q, y, d = two_models(dtype)
+
+    def changed(x, softcap, temperature):
+        return softcap * np.tanh(x.astype(np.float64) / softcap) / temperature
+
+    found = gx.compare(p, q, y, documents=d, softcap=5.0, temperature=0.7, backend=backend)
+    assert_close(found, gx.compare(changed(p, 5.0, 0.7), changed(q, 5.0, 0.7), y, documents=d))
+    alone = gx.evaluate(p, y, softcap=5.0, temperature=0.7, backend=backend)
+    assert (found.base.value, found.base_entropy) == pytest.approx((alone.cross_entropy, alone.entropy), rel=1e-6)
+    sides = p.astype(np.float64), q.astype(np.float64) / 1.5
+    found = gx.compare(p, q, y, documents=d, other_temperature=1.5, backend=backend)
+    assert_close(found, gx.compare(*sides, y, documents=d), rel=2e-6)  # base is still in float32
+    found = gx.compare(p, q, y, documents=d, temperature=2.0, other_temperature=1.0, backend=backend)
+    assert_close(found, gx.compare(p.astype(np.float64) / 2, q.astype(np.float64), y, documents=d), rel=2e-6)
+
+
+def assert_close(found, expected, rel=1e-11):
+    for name in ("base", "other", "log_ratio", "kl", "reverse_kl", "js", "delta_p", "same_top", "difference"):
+        a, b = getattr(found, name), getattr(expected, name)
+        assert a.value == pytest.approx(b.value, rel=rel, abs=rel), name
+        assert a.stderr_iid == pytest.approx(b.stderr_iid, rel=100 * rel), name
+        assert (a.stderr_cluster or 0) == pytest.approx(b.stderr_cluster or 0, rel=100 * rel), name
+
+
+def test_a_temperature_of_lazy_logits_and_in_the_command(tmp_path):
+    p, q, y, _ = two_models()
+    for name, array in (("p", p), ("q", q), ("y", y)):
+        np.save(tmp_path / f"{name}.npy", array)
+    how = {"softcap": 8.0, "temperature": 2.0, "other_temperature": 1.5}
+    expected = gx.compare(p, q, y, **how)
+    assert_close(gx.compare(*(da.from_array(a, chunks=(17, 10)) for a in (p, q)), y, **how), expected)
+    paths = [tmp_path / "p.npy", tmp_path / "q.npy", "--labels", tmp_path / "y.npy", "--format", "json"]
+    options = [part for name, value in how.items() for part in (f"--{name.replace('_', '-')}", value)]
+    found = json.loads(run(*paths, *options)[1])
+    assert (found["kl"]["value"], found["log_ratio"]["value"]) == (expected.kl.value, expected.log_ratio.value)
+    assert {name: found["run"][name] for name in how} == how
+
+
 def test_a_model_against_itself():
     p, _, y, d = two_models()
     r = gx.compare(p, p, y, documents=d)
@@ -334,6 +375,15 @@ BAD = [
     ((LOGITS, LOGITS), {}, ValueError, "labels must be given to compare logits"),
     ((LOGITS, LOGITS), {"limit": 3}, ValueError, "limit goes with labels"),
     (("a", "b"), {"shift": 1}, ValueError, "shift goes with labels, and logits to compare; got shift=1 without labels"),
+    (("a", "b"), {"temperature": 2.0}, ValueError, "temperature goes with labels"),
+    (("a", "b"), {"softcap": 2.0}, ValueError, "softcap goes with labels"),
+    (
+        (LOGITS, LOGITS, np.zeros(4, int)),
+        {"temperature": 0.0},
+        ValueError,
+        "temperature must be a number above 0, got 0",
+    ),
+    ((LOGITS, LOGITS, np.zeros(4, int)), {"other_temperature": -1}, ValueError, "other_temperature must be a number"),
     (("a", "b"), {"ignore_index": None}, ValueError, "ignore_index goes with labels"),
     (("a", "b"), {"documents": np.zeros(4, int)}, ValueError, "documents goes with labels"),
     ((LOGITS, LOGITS, np.zeros(4, int)), {"client": object()}, TypeError, "base must be a file or an array of Dask"),

@@ -1,6 +1,7 @@
 """The demonstration: its corpus, its model, and the whole of it on a small text."""
 
 import io
+import json
 import math
 import re
 from dataclasses import replace
@@ -352,7 +353,7 @@ def test_demo_writes_files_that_score_as_it_says(tmp_path, text_file):
     eces = [f"{number:.3g}" for ece in (check.before.ece, check.after.ece) for number in (ece.value, ece.low, ece.high)]
     losses_of = [f"{part.nll.value:.4f}" for part in (check.before, check.after)]
     assert list(said) == [f"{check.fit.temperature:.4f}", *eces, *losses_of, str(check.before.documents)]
-    assert all(len(line) <= 80 for line in text.splitlines() if "gpuxent perplexity" not in line)
+    assert all(len(line) <= 80 for line in text.splitlines() if str(folder) not in line)
     command = [line.strip() for line in text.splitlines() if "gpuxent perplexity" in line]
     assert command == [demo.command(folder)]
     assert re.search(r"\(100%\), epoch 3, training loss", progress.file.getvalue())
@@ -368,14 +369,28 @@ def test_no_temperature_where_there_are_too_few_documents(tmp_path, monkeypatch)
     assert re.search(r"No temperature was fitted: no (row|temperature) .*\.$", out.file.getvalue(), re.MULTILINE)
 
 
-def test_demo_keeps_nothing_by_default(text_file, monkeypatch, tmp_path):
+def test_demo_keeps_only_its_report_by_default(text_file, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     out = recorder(width=1000)
     demo.run_demo(text_file, None, out=out, progress=recorder(), settings=TINY)
     folder = Path(re.search(r"in (/\S+)", out.file.getvalue()).group(1))
     assert folder.parent == tmp_path
-    assert not folder.exists()
+    assert [path.name for path in folder.iterdir()] == ["report.html"]
+    assert f"{folder / 'report.html'}\n" in out.file.getvalue()
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "owl" in json.loads(re.search(r'type="application/json">(.*?)</script>', page)[1])["strings"]
+    assert all(f">{name}<" in page for name in ("model", "rounded"))
     assert "gpuxent perplexity" not in out.file.getvalue()
+
+
+@pytest.mark.parametrize("missing", ["pyarrow", "matplotlib", "jinja2"])
+def test_demo_does_without_a_report_and_says_so(text_file, monkeypatch, tmp_path, missing):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == missing else True)
+    out = recorder()
+    demo.run_demo(text_file, None, out=out, progress=recorder(), settings=TINY)
+    assert list(tmp_path.glob("gpuxent-demo-*")) == []
+    assert "With the extra `report` installed" in out.file.getvalue()
 
 
 def test_demo_overwrites_nothing(text_file, tmp_path):

@@ -1,23 +1,18 @@
 """A run that is killed or interrupted, again and again, ends as one that was left alone: every bit of every token."""
 
 import json
-import os
 import random
 import re
-import signal
-import subprocess
-import sys
 import time
-from contextlib import suppress
 
 import numpy as np
 import psutil
 import pytest
+from killing import has_written, interrupt, kill, rows_of, run_command, start_command, wait_until
 
 from gpuxent.evaluation.runs.directory import Run, read_tokens
 
 ROWS, VOCAB, KILLS = 20_000, 40, 20
-COMMAND = [sys.executable, "-c", "from gpuxent.cli import main; main()", "perplexity"]
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +24,18 @@ def data(tmp_path_factory):
     return folder
 
 
-def start(data, *options, err=subprocess.PIPE):
+def arguments(data, *options):
     files = [data / "logits.npy", "--labels", data / "labels.npy", "--documents", data / "documents.npy"]
-    arguments = [*files, "--shift", 1, "--format", "json", "--backend", "numpy", *options]  # it starts in no time
-    return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=err, text=True, start_new_session=True
-    )
+    how = ["--shift", 1, "--format", "json", "--backend", "numpy"]  # it starts in no time
+    return ["perplexity", *files, *how, *options]
+
+
+def start(data, *options, **where):
+    return start_command(*arguments(data, *options), **where)
 
 
 def command(data, *options):
-    process = start(data, *options)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    return run_command(*arguments(data, *options))
 
 
 @pytest.fixture(scope="module")
@@ -68,54 +63,6 @@ def assert_same(run, out, left_alone):
         assert found[name].tobytes() == column.tobytes(), name
 
 
-def rows_of(run):
-    """The numbers of finished rows."""
-    if not (run / "ledger.sqlite").exists():
-        return set()
-    try:
-        with Run.open(run) as left:
-            return {row for part in left.finished for row in part}
-    except FileNotFoundError:  # it was stopped before it began
-        return set()
-
-
-def wait_until(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition() and process.poll() is None:
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
-
-
-def has_written(run, times):
-    """A condition: so many changes of the ledger were seen, about as many blocks are finished."""
-    log, seen = run / "ledger.sqlite-wal", set()
-
-    def condition():
-        with suppress(FileNotFoundError):
-            seen.add(log.stat().st_mtime_ns)
-        return len(seen) > times
-
-    return condition
-
-
-def kill(process):
-    """SIGKILL; what it has started ends by itself."""
-    started = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.communicate()
-    deadline = time.monotonic() + 60
-    while any(map(runs, started)):
-        assert time.monotonic() < deadline, "a worker outlives its run"
-        time.sleep(0.01)
-
-
-def runs(process):
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def test_killed_twenty_times_at_any_moment(data, left_alone, tmp_path):
     """By SIGKILL: before the first block, in the middle of writing, with other workers and memory each time."""
     run, chance, finished, kills = tmp_path / "run", random.Random(7), set(), 0
@@ -138,16 +85,6 @@ def test_killed_twenty_times_at_any_moment(data, left_alone, tmp_path):
     code, out, err = command(data, "-o", run, "--resume")
     assert code == 0, err
     assert_same(run, out, left_alone)
-
-
-def interrupt(process, err, times=1):
-    """Ctrl-C; a second one as soon as the first is answered."""
-    os.killpg(process.pid, signal.SIGINT)
-    wait_until(lambda: "once more to stop now" in err.read_text(), process)
-    if times == 2:
-        os.killpg(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=120)
-    return process.returncode, out, err.read_text()
 
 
 def test_two_at_once_an_interruption_and_the_end(data, left_alone, tmp_path):

@@ -106,7 +106,7 @@ def test_parts_can_be_read_by_others_and_do_not_overlap(tmp_path, small_parts):
     assert len(paths) > 2
     rows = [pq.read_table(path)["row"].to_pylist() for path in paths]
     assert [row for some in rows for row in some] == tokens_of(0, 1200).row.tolist()
-    assert pq.read_schema(paths[0]).names == list(token_parts.COLUMNS)
+    assert pq.read_schema(paths[0]).names == list(Tokens.names())
 
 
 def test_tokens_that_wait_are_read_too(tmp_path, small_parts):

@@ -12,11 +12,12 @@ from gpuxent.cli.about import demo, info
 from gpuxent.cli.calibrating import calibrate
 from gpuxent.cli.comparing import compare
 from gpuxent.cli.files import convert, inspect
+from gpuxent.cli.reporting import plot, report
 from gpuxent.cli.scoring import perplexity
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-for command in (perplexity, compare, calibrate, inspect, convert, demo, info):  # as the help shows them
+for command in (perplexity, compare, calibrate, report, plot, inspect, convert, demo, info):  # as the help shows them
     app.command()(command)
 
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from gpuxent import __version__
-from gpuxent.cli._console import bad_input_exits, check_writable, console, row_progress, say, written_to
-from gpuxent.cli._options import SOURCES, ComparisonFormat, computing, counting, reading, scoring, writing
+from gpuxent.cli._console import INTERRUPTED, bad_input_exits, check_writable, say, written_to
+from gpuxent.cli._options import SOURCES, ComparisonFormat, computing, counting, keeping, reading, scoring, writing
+from gpuxent.cli.scoring import with_progress
 
 
 def compare(
@@ -26,7 +27,17 @@ def compare(
     min_context: Annotated[int, counting(help="Rows with less of their document before them do not count.")] = 0,
     limit: Annotated[int | None, counting(help="Only the first so many rows.")] = None,
     ignore_index: Annotated[int, counting(help="Label of tokens that do not count.")] = -100,
+    temperature: Annotated[float, scoring(help="Divide the logits by this.")] = 1.0,
+    other_temperature: Annotated[float | None, scoring(help="And those of OTHER by this, if it is another.")] = None,
+    softcap: Annotated[float | None, scoring(help="First softcap * tanh(logits / softcap).")] = None,
     vocab_align: Annotated[str, scoring(help="crop: leave out what the larger vocabulary has at its end.")] = "error",
+    run: Annotated[
+        Path | None, keeping("-o", "--run", help="Keep what is finished, and every token, in this folder.")
+    ] = None,
+    resume: Annotated[bool, keeping("--resume", help="Go on with the run in the folder.")] = False,
+    allow_mixed: Annotated[
+        bool, keeping("--allow-mixed", help="Also on another backend or CPU type; the result says so.")
+    ] = False,
     backend: Annotated[str | None, computing(help="numba, numpy or cupy; default: the best on the CPU.")] = None,
     memory: Annotated[str | None, computing(help="Logits to hold in each process, such as 2GB.")] = None,
     workers: Annotated[int | None, computing(help="Processes of this machine, instead of threads.", min=1)] = None,
@@ -37,6 +48,7 @@ def compare(
     """Is OTHER worse than BASE, by how much, and where? From both models' logits, or from the tokens of two runs."""
     from gpuxent.evaluation.comparison import report as comparison_report
     from gpuxent.evaluation.comparison.compare import check_for_runs, compare_runs, open_pair_job
+    from gpuxent.evaluation.comparison.kept import compare_job
 
     if labels is None and base.endswith(".kld"):
         labels = f"{base}::labels"
@@ -50,27 +62,35 @@ def compare(
             "min_context": min_context,
             "limit": limit,
             "ignore_index": ignore_index,
+            "softcap": softcap,
+            "temperature": temperature,
+            "other_temperature": other_temperature,
             "vocab_align": vocab_align,
             "backend": backend,
         }
+        kept = {"run": run, "resume": resume, "allow_mixed": allow_mixed}
         if labels is None:
             if Path(base).is_file():
                 raise ValueError(f"--labels must be given: {base} is a file, and no run's folder")
             named = ("base_classifier", "base_bias", "other_classifier", "other_bias")
             more = {"memory": memory, "workers": workers, "scheduler": scheduler}
-            check_for_runs(**options, **dict(zip(named, factors, strict=True)), **more)
+            check_for_runs(**options, **dict(zip(named, factors, strict=True)), **kept, **more)
             result = compare_runs(base, other)
         else:
             sides = with_classifier(base, *factors[:2]), with_classifier(other, *factors[2:])
             job = open_pair_job(*sides, labels, **options)
             for warning in job.logits.warnings():
                 say(f"warning: {warning}")
-            result = compare_with_progress(job, workers=(workers, scheduler, None), memory=memory)
-        if result.scored == 0:
+            team = (workers, scheduler, None)
+            result = with_progress(compare_job, job, difference_so_far, workers=team, memory=memory, **kept)
+        if result.scored == 0 and result.share == 1:
             raise ValueError("no token to compare: none counts")
         with written_to(output) as file:
-            about = {"gpuxent": __version__, "base": base, "other": other, "labels": labels, "documents": documents}
+            about = {"gpuxent": __version__, "base": base, "other": other, "labels": labels} | options
             comparison_report.write(result, format, about, file, 80 if output else None)
+        if result.share < 1:
+            say("interrupted" + (f"; --run {run} --resume goes on" if run else ""))
+            raise typer.Exit(INTERRUPTED)
 
 
 def with_classifier(path: str, classifier: str | None, bias: str | None) -> Any:
@@ -82,18 +102,5 @@ def with_classifier(path: str, classifier: str | None, bias: str | None) -> Any:
     return path if classifier is None else linear_logits(path, classifier, bias)
 
 
-def compare_with_progress(job: Any, *, workers: tuple[int | None, str | None, str | None], memory: str | None) -> Any:
-    """The comparison, on the workers asked for, with progress on stderr; Ctrl-C stops it, since nothing is kept."""
-    from gpuxent.evaluation import cluster
-    from gpuxent.evaluation.score import score, unchanged
-
-    def note(pairs: Any) -> str:
-        return f"difference {pairs.sums['log_ratio'].mean:+.4f} nats" if pairs.sums else "nothing compared yet"
-
-    size = None if memory is None else cluster.parse_memory(memory, "--memory")
-    with (
-        unchanged(job),
-        cluster.workers(*workers) as team,
-        row_progress(job.rows, console(stderr=True), note) as watch,
-    ):
-        return score(job, memory=size, workers=team, watch=watch).result()
+def difference_so_far(pairs: Any) -> str:
+    return f"difference {pairs.sums['log_ratio'].mean:+.4f} nats" if pairs.sums else "nothing compared yet"

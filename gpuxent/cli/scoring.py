@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +58,7 @@ def perplexity(
     from gpuxent import _arguments
     from gpuxent.evaluation.evaluate import linear_logits, open_job
     from gpuxent.evaluation.reports import tables
+    from gpuxent.evaluation.score import evaluate_job
     from gpuxent.evaluation.statistics.metadata import open_metadata
 
     if (logits is None) != (hidden is not None and classifier is not None) or (bias and not hidden):
@@ -84,7 +87,9 @@ def perplexity(
             for warning in source.warnings() if source else ():
                 say(f"warning: {warning}")
         kept = {"run": run, "resume": resume, "allow_mixed": allow_mixed}
-        result = score_with_progress(job, about, workers=(workers, scheduler, gpus), memory=memory, **kept)
+        team = (workers, scheduler, gpus)
+        evaluate = partial(evaluate_job, about=about)
+        result = with_progress(evaluate, job, loss_so_far, workers=team, memory=memory, **kept)
         if result.scored == 0 and result.share == 1:
             none = f"{result.ignored:,} rows, of which none counts" if result.ignored else "no labels"
             raise ValueError(f"no token to score: {labels} has {none}")
@@ -101,22 +106,28 @@ def perplexity(
             raise typer.Exit(INTERRUPTED)
 
 
-def score_with_progress(
-    job: Any, about: Any, *, workers: tuple[int | None, str | None, str | None], memory: str | None, **kept: Any
+def with_progress(
+    evaluate: Callable[..., Any],
+    job: Any,
+    note: Callable[[Any], str],
+    *,
+    workers: tuple[int | None, str | None, str | None],
+    memory: str | None,
+    **kept: Any,
 ) -> Any:
-    """`evaluate_job` on the workers asked for, with progress on stderr, and Ctrl-C."""
+    """The job evaluated on the workers asked for, with progress on stderr, and Ctrl-C."""
     from gpuxent.evaluation import cluster
     from gpuxent.evaluation.driver import Stop
-    from gpuxent.evaluation.score import evaluate_job, interruptible
+    from gpuxent.evaluation.score import interruptible
 
     size = None if memory is None else cluster.parse_memory(memory, "--memory")
     stop = Stop()
     with (
         cluster.workers(*workers) as team,
         interruptible(stop, say),
-        row_progress(job.rows, console(stderr=True), loss_so_far) as watch,
+        row_progress(job.rows, console(stderr=True), note) as watch,
     ):
-        return evaluate_job(job, about, memory=size, workers=team, stop=stop, watch=watch, **kept)
+        return evaluate(job, memory=size, workers=team, stop=stop, watch=watch, **kept)
 
 
 def loss_so_far(summary: Any) -> str:

@@ -7,17 +7,18 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gpuxent import _arguments as arguments
 from gpuxent._records import IGNORED
 from gpuxent.backends import computed, is_cupy, on_gpu, on_host, to_gpu
+from gpuxent.evaluation.runs.directory import Run
 from gpuxent.evaluation.runs.fingerprint import computed_by
 from gpuxent.evaluation.sources import Source
 from gpuxent.evaluation.statistics.summary import Summary
-from gpuxent.evaluation.statistics.tokens import BlockResult, Tokens
+from gpuxent.evaluation.statistics.tokens import BlockResult, TokenColumns, Tokens
 from gpuxent.evaluation.statistics.totals import score_rows
 
 RETRY_AFTER = (0.1, 1.0, 5.0)  # seconds; what a network file system needs to find its server again
@@ -33,6 +34,8 @@ class Job:
     is ignored if its label is `ignore_index`, lies beyond the sequence or document, is masked out (the mask belongs to
     the labels), or if fewer than `min_context` rows of its sequence and document come before it.
     """
+
+    record: ClassVar[type[TokenColumns]] = Tokens  # what is kept of a token
 
     logits: Source
     labels: Source
@@ -73,13 +76,13 @@ class Job:
     @property
     def inputs(self) -> dict[str, Source | None]:
         """What is read: of logits that are products, the factors."""
-        parts = getattr(self.logits, "parts", {"logits": self.logits})
-        return parts | {name: source for name, source in self.sources.items() if name != "logits"}
+        factors = getattr(self.logits, "factors", {"logits": self.logits})
+        return factors | {name: source for name, source in self.sources.items() if name != "logits"}
 
     @property
     def has_products(self) -> bool:
         """Are the logits made of hidden states, by BLAS?"""
-        return hasattr(self.logits, "parts")
+        return hasattr(self.logits, "factors")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -91,6 +94,10 @@ class Job:
 
     def identity(self) -> Any:
         return Summary.identity(self.topk, self.bins, documents=self.documents is not None)
+
+    def summary_of(self, run: Run) -> Any:
+        """Of the blocks that a run of this job has finished."""
+        return run.summary(self.identity())
 
     def score(self, first: int, stop: int, computing: AbstractContextManager[Any] | None = None) -> BlockResult:
         """The rows [first, stop). Reading is done outside `computing`, so that others compute meanwhile."""
@@ -109,7 +116,13 @@ class Job:
     def row_scores(self, logits: Any, classes: np.ndarray) -> Any:
         """Of rows (n, vocab) on the CPU, on a GPU or (lazily) of Dask, and their classes as `labelled` gives them."""
         logits, labels, options = self.opened(logits, classes)
-        return score_rows(logits, labels, **options)
+        return score_rows(logits, labels, normalized=self.normalized, **options)
+
+    @property
+    def normalized(self) -> bool:
+        """Are the logits log-probabilities whose normalizer is 0, whatever is missing of them?"""
+        unchanged = self.transform.get("softcap") is None and self.transform.get("temperature", 1.0) == 1.0
+        return unchanged and getattr(self.logits, "normalized", False)
 
     def opened(self, logits: Any, classes: np.ndarray) -> tuple[Any, Any, dict[str, Any]]:
         """(logits, labels, options), as `Rows.open` takes them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -32,15 +32,38 @@ from gpuxent.evaluation.runs.fingerprint import differences, fingerprint
 from gpuxent.evaluation.sources import Source
 from gpuxent.evaluation.statistics.metadata import Metadata
 from gpuxent.evaluation.statistics.result import Evaluation
-from gpuxent.evaluation.statistics.summary import Summary
 from gpuxent.evaluation.statistics.tokens import BlockResult
 
-Watch = Callable[[int, Summary], None]  # rows that are done since the last call, and the summary of all that are
+Watch = Callable[[int, Any], None]  # rows that are done since the last call, and the summary of all that are
 
 
-def evaluate_job(
+def evaluate_job(job: Job, about: Metadata | None = None, **how: Any) -> Evaluation:
+    """The statistics of a job; `how` it is scored, and what is kept, as in `scored`."""
+    check_about(job, about)
+    with scored(job, **how) as done:
+        result = done.summary.result(rows=job.rows, metadata=about, mixed=done.mixed)
+        done.keep(result.to_dict(by_document=False))
+    return result
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The summary of so many rows, who computed it, if there were several, and the folder that keeps it."""
+
+    summary: Any
+    rows: int
+    mixed: tuple[str, ...]
+    directory: RunDirectory | None
+
+    def keep(self, result: dict[str, Any]) -> None:
+        """In the run's folder, if there is one."""
+        if self.directory is not None:
+            self.directory.write_result(result)
+
+
+@contextmanager
+def scored(
     job: Job,
-    about: Metadata | None = None,
     *,
     run: str | Path | None = None,
     resume: bool = False,
@@ -49,28 +72,31 @@ def evaluate_job(
     workers: Workers | None = None,
     stop: Stop | None = None,
     watch: Watch | None = None,
-) -> Evaluation:
-    """The statistics of a job, which a run directory keeps if one is named; see `evaluate`."""
+) -> Iterator[Scored]:
+    """A job scored, in a run directory if one is named: it is open until the result has been kept."""
     if memory is not None:
         arguments.positive(memory, "memory")
-    check_about(job, about)
     if run is None and (resume or allow_mixed):
         raise ValueError(f"{'resume' if resume else 'allow_mixed'} is about a run in a folder, but run is not given")
-    kinds = set[str]()
+    kinds, done = set[str](), 0
+
+    def count(rows: int, summary: Any) -> None:
+        nonlocal done
+        done += rows
+        if watch is not None:
+            watch(rows, summary)
+
     with ExitStack() as stack:
         directory = None
         if run is not None:
             job = replace(job, keep_tokens=True)
             what = fingerprint(job.inputs, job.options)
-            directory = RunDirectory(run, what, job.rows, resume=resume, allow_mixed=allow_mixed)
+            directory = RunDirectory(run, what, job.rows, record=job.record, resume=resume, allow_mixed=allow_mixed)
             stack.enter_context(directory)
         with unchanged(job):
-            summary = score(job, directory, memory=memory, workers=workers, stop=stop, watch=watch, kinds=kinds)
+            summary = score(job, directory, memory=memory, workers=workers, stop=stop, watch=count, kinds=kinds)
         mixed = tuple(sorted(kinds)) if directory is None else directory.mixed
-        result = summary.result(rows=job.rows, metadata=about, mixed=mixed if len(mixed) > 1 else ())
-        if directory is not None:
-            directory.write_result(result.to_dict(by_document=False))
-    return result
+        yield Scored(summary, done, mixed if len(mixed) > 1 else (), directory)
 
 
 @contextmanager
@@ -113,7 +139,7 @@ def score(
     """
     summary, todo = job.identity(), [range(job.rows)]
     if run is not None:
-        summary, todo = run.summary(summary), gaps(run.finished, job.rows)
+        summary, todo = job.summary_of(run), gaps(run.finished, job.rows)
         if watch is not None:
             watch(run.finished_rows, summary)
     with closing(block_results(job, todo, memory=memory, workers=workers, stop=stop)) as results:

@@ -166,6 +166,7 @@ def of_run(run: Run | str | os.PathLike[str]) -> Forecasts:
     if not isinstance(run, Run):
         with Run.open(run) as opened:
             return of_run(opened)
+    run.expect(Tokens)
     if not run.complete:
         done = f"{run.finished_rows:,} of {run.rows:,} rows"
         raise ValueError(f"run ({run.path}) must be finished, got one with {done} done; --resume goes on with it")

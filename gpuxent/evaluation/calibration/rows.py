@@ -74,7 +74,7 @@ def doubts(rows: Source, probs: bool) -> list[str]:
     Logarithms of probabilities are logits as good as any: softmax does not change them. Arrays of Dask are not computed
     for this, and nothing is brought from a GPU.
     """
-    if hasattr(rows, "parts") or hasattr(rows, "row_edges") or is_cupy(getattr(rows, "array", None)):
+    if hasattr(rows, "factors") or hasattr(rows, "row_edges") or is_cupy(getattr(rows, "array", None)):
         return []
     sample = sample_floats(rows, DOUBT_BYTES)
     eps = float(ml_dtypes.finfo(rows.dtype.newbyteorder("=")).eps)

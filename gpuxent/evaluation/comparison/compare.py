@@ -7,6 +7,7 @@ of either mean. Pairs of tokens come from both models' logits, or from the recor
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ import numpy as np
 from gpuxent import _arguments as arguments
 from gpuxent.evaluation.cluster import ClientWorkers, check_reachable
 from gpuxent.evaluation.comparison.job import PairJob
+from gpuxent.evaluation.comparison.kept import compare_job
 from gpuxent.evaluation.comparison.pairs import Pairs
 from gpuxent.evaluation.comparison.result import Comparison
 from gpuxent.evaluation.evaluate import Data, as_source
 from gpuxent.evaluation.job import check
 from gpuxent.evaluation.runs.directory import Run
-from gpuxent.evaluation.score import score, unchanged
 from gpuxent.evaluation.sources import PairSource
 from gpuxent.evaluation.statistics.tokens import Tokens
 
@@ -38,8 +39,14 @@ def compare(
     min_context: int = 0,
     limit: int | None = None,
     ignore_index: int | None = -100,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    other_temperature: float | None = None,
     vocab_align: str = "error",
     backend: str | None = None,
+    run: str | Path | None = None,
+    resume: bool = False,
+    allow_mixed: bool = False,
     memory: int | None = None,
     client: Any = None,
 ) -> Comparison:
@@ -50,11 +57,15 @@ def compare(
             takes, `linear_logits` included: read block by block, together. Without labels, the folders of two finished
             runs on the same tokens (`evaluate(..., run=)`): their records are enough for all but the divergences.
         vocab_align: "error" if vocabularies differ, or "crop": leave out the last classes of the larger one, and warn.
-        labels: (...) integers. documents, mask, shift, min_context, limit, ignore_index, backend, memory, client: as
-            `evaluate`; they are for logits.
+        other_temperature: that of `other`, if it is another than base's: of a model that was calibrated, say.
+        labels: (...) integers. documents, mask, shift, min_context, limit, ignore_index, softcap, temperature, backend,
+            run, resume, allow_mixed, memory, client: as `evaluate`; they are for logits, and for those of both models.
 
     Standard errors are of the paired difference: clustered by document where there are ids (as those of `evaluate`),
     and of independent tokens. Errors of exponentials are those of the exponents times the value. Sums are exact.
+
+    The folder `run` keeps both models' numbers of every token: `gpuxent.evaluation.comparison.kept` has
+    `read_pair_tokens` to read them, and `comparison_of_run` for the comparison with exact quantiles.
 
     Raises: OSError: a file or run that cannot be read. ValueError, TypeError: two vocabularies; an array of a wrong
         shape or dtype; a run that is not finished or keeps no tokens; runs whose rows, labels or documents differ.
@@ -73,19 +84,28 @@ def compare(
         "min_context": min_context,
         "limit": limit,
         "ignore_index": ignore_index,
+        "softcap": softcap,
+        "temperature": temperature,
+        "other_temperature": other_temperature,
         "vocab_align": vocab_align,
         "backend": backend,
     }
     if labels is None:
-        check_for_runs(**options, memory=memory, client=client)
+        check_for_runs(**options, run=run, resume=resume, allow_mixed=allow_mixed, memory=memory, client=client)
         return compare_runs(_folder(base, "base"), _folder(other, "other"))
     job = open_pair_job(base, other, labels, **options)
     for warning in job.pair.left_out():
         warn(warning, UserWarning, stacklevel=2)
     if client is not None:
         check_reachable(job)
-    with unchanged(job):
-        return score(job, memory=memory, workers=None if client is None else ClientWorkers(client)).result()
+    return compare_job(
+        job,
+        run=run,
+        resume=resume,
+        allow_mixed=allow_mixed,
+        memory=memory,
+        workers=None if client is None else ClientWorkers(client),
+    )
 
 
 def open_pair_job(
@@ -99,11 +119,18 @@ def open_pair_job(
     min_context: int = 0,
     limit: int | None = None,
     ignore_index: int | None = arguments.DEFAULT_IGNORE_INDEX,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    other_temperature: float | None = None,
     vocab_align: str = "error",
     backend: str | None = None,
 ) -> PairJob:
     """Everything that can be checked without reading rows."""
     first, second = as_source(base, "base"), as_source(other, "other")
+    change = arguments.transform(softcap, temperature)
+    if other_temperature is None:
+        other_temperature = change.temperature
+    other_temperature = arguments.number(other_temperature, "other_temperature", 0, open_low=True)
     job = PairJob(
         PairSource(first, second, arguments.one_of(vocab_align, "vocab_align", ("error", "crop")) == "crop"),
         as_source(labels, "labels", getattr(first, "array", None)),
@@ -114,6 +141,7 @@ def open_pair_job(
         limit=None if limit is None else arguments.positive(limit, "limit"),
         ignore_index=arguments.ignore_index(ignore_index),
         backend=backend,
+        changes=(change, replace(change, temperature=other_temperature)),
     )
     for name, side in job.pair.sides.items():
         if side.dtype.newbyteorder("=") not in arguments.FLOAT_DTYPES:
@@ -132,7 +160,15 @@ def _folder(value: Any, name: str) -> str | PathLike[str]:
     return value
 
 
-FOR_LOGITS = {"shift": 0, "min_context": 0, "ignore_index": arguments.DEFAULT_IGNORE_INDEX, "vocab_align": "error"}
+FOR_LOGITS = {
+    "shift": 0,
+    "min_context": 0,
+    "ignore_index": arguments.DEFAULT_IGNORE_INDEX,
+    "temperature": 1.0,
+    "vocab_align": "error",
+    "resume": False,
+    "allow_mixed": False,
+}
 
 
 def check_for_runs(**options: Any) -> None:
@@ -145,7 +181,7 @@ def check_for_runs(**options: Any) -> None:
 
 def compare_runs(base: str | PathLike[str], other: str | PathLike[str]) -> Comparison:
     """From the tokens of two runs."""
-    with Run.open(base) as first, Run.open(other) as second:
+    with Run.open(base, Tokens) as first, Run.open(other, Tokens) as second:
         for run in (first, second):
             _check(run)
         if first.rows != second.rows:
@@ -153,7 +189,7 @@ def compare_runs(base: str | PathLike[str], other: str | PathLike[str]) -> Compa
         pairs = Pairs()
         for mine, theirs in _paired(first, second):
             pairs = pairs.merge(Pairs.of(mine, theirs, exact=True))
-        return pairs.result()
+        return replace(pairs.result(), rows=first.rows)
 
 
 def _check(run: Run) -> None:
@@ -199,14 +235,10 @@ class _Side:
     def take(self, count: int) -> Tokens:
         left = self._left
         assert left is not None
-        self._left = _sliced(left, slice(count, None))
-        return _sliced(left, slice(count))
+        self._left = left.take(slice(count, None))
+        return left.take(slice(count))
 
     _left: Tokens | None
-
-
-def _sliced(tokens: Tokens, which: slice | np.ndarray) -> Tokens:
-    return Tokens(**{name: column[which] for name, column in tokens.columns.items()})
 
 
 def _check_same(mine: Tokens, theirs: Tokens, base: Path, other: Path) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gpuxent import _arguments as arguments
-from gpuxent._records import IGNORED
+from gpuxent._records import IDENTITY, IGNORED, Transform
 from gpuxent._rows import Rows
 from gpuxent.backends import made, on_gpu
 from gpuxent.evaluation.comparison.pairs import DIVERGENCES, Pairs
 from gpuxent.evaluation.job import Job, Labelled
+from gpuxent.evaluation.runs.directory import Run
 from gpuxent.evaluation.sources import PairSource, Source
-from gpuxent.evaluation.statistics.tokens import BlockResult, Tokens
-from gpuxent.evaluation.statistics.totals import measures
+from gpuxent.evaluation.statistics.tokens import BlockResult, PairTokens, TokenColumns
+from gpuxent.evaluation.statistics.totals import measures, rest_of_log_probs
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,46 @@ class PairScores:
     base_nll: np.ndarray
     base_entropy: np.ndarray
     base_rank: np.ndarray
+    base_p_max: np.ndarray
     other_nll: np.ndarray
     other_entropy: np.ndarray
     other_rank: np.ndarray
+    other_p_max: np.ndarray
     kl: np.ndarray  # nats, KL(base || other)
     reverse_kl: np.ndarray  # KL(other || base)
     js: np.ndarray
     same_top: np.ndarray  # 1 where both have the same most probable class
 
 
+def transformed(logits: Any, change: Transform) -> Any:
+    """A copy in float64, in which the transform is exact, of any kind of array; no copy if nothing changes."""
+    if change.is_identity:
+        return logits
+    logits = logits.astype(np.float64)
+    if change.softcap is not None:
+        logits /= change.softcap
+        logits = np.tanh(logits)
+        logits *= change.softcap
+    logits /= change.temperature
+    return logits
+
+
+def without_cut_off(p: Any, q: Any, cut_off: tuple[bool, ...]) -> tuple[Any, Any]:
+    """With what was cut off of one side missing in the other too: nothing is known of these classes, and no term of a
+    divergence is theirs."""
+    base, other = cut_off
+    kept_p = np.where(q == -np.inf, p.dtype.type(-np.inf), p) if other else p
+    kept_q = np.where(p == -np.inf, q.dtype.type(-np.inf), q) if base else q
+    return kept_p, kept_q
+
+
 @dataclass(frozen=True)
 class PairJob(Job):
     """A job whose logits are a `PairSource`."""
+
+    record: ClassVar[type[TokenColumns]] = PairTokens
+
+    changes: tuple[Transform, Transform] = (IDENTITY, IDENTITY)  # of base's logits, and of other's
 
     @property
     def pair(self) -> PairSource:
@@ -45,61 +75,73 @@ class PairJob(Job):
 
     @property
     def row_bytes(self) -> int:
-        return sum(side.shape[-1] * side.dtype.itemsize for side in self.pair.sides.values())
+        copies = sum(not change.is_identity for change in self.changes) + sum(self.normalized_sides)
+        stored = sum(side.shape[-1] * side.dtype.itemsize for side in self.pair.sides.values())
+        return stored + 8 * self.pair.shape[-1] * copies
+
+    @property
+    def options(self) -> dict[str, Any]:
+        base, other = self.changes
+        return super().options | vars(base) | {"other_temperature": other.temperature}
 
     @property
     def inputs(self) -> dict[str, Source | None]:
         found: dict[str, Source | None] = {}
         for name, side in self.pair.sides.items():
-            parts = getattr(side, "parts", None)
-            found |= {name: side} if parts is None else {f"{name} {part}": source for part, source in parts.items()}
+            factors = getattr(side, "factors", None)
+            found |= {name: side} if factors is None else {f"{name} {part}": source for part, source in factors.items()}
         return found | {name: source for name, source in self.sources.items() if name != "logits"}
 
     @property
     def has_products(self) -> bool:
-        return any(hasattr(side, "parts") for side in self.pair.sides.values())
+        return any(hasattr(side, "factors") for side in self.pair.sides.values())
 
     @property
     def kind(self) -> str | None:
         on_a_gpu = any(on_gpu(getattr(side, "array", None)) for side in self.pair.sides.values())
         return "cupy" if on_a_gpu else self.backend
 
+    @property
+    def normalized_sides(self) -> tuple[bool, ...]:
+        """Which of the two are log-probabilities that were cut off: see `sources.kld`."""
+        sides = zip(self.pair.sides.values(), self.changes, strict=True)
+        return tuple(change.is_identity and getattr(side, "normalized", False) for side, change in sides)
+
     def identity(self) -> Pairs:
         return Pairs()
 
+    def summary_of(self, run: Run) -> Pairs:
+        """All sums are exact: made again from the tokens they are the same, and need no place in the ledger."""
+        return reduce(Pairs.merge, map(Pairs.of_tokens, run.tokens()), Pairs())
+
     def row_scores(self, logits: Any, classes: np.ndarray) -> PairScores:
-        sides = [self.opened(made(side)[:, : self.pair.shape[-1]], classes) for side in logits]
+        arrays = [made(side)[:, : self.pair.shape[-1]] for side in logits]
+        sides = [self.opened(transformed(*side), classes) for side in zip(arrays, self.changes, strict=True)]
         arguments.pair(sides[0][0], sides[1][0], ("base", "other"))
         base, other = (Rows.open(rows, labels, **options) for rows, labels, options in sides)
         owner, q = base.backend, base.backend.laid_out_as(base.logits, other.logits)
-        stats = [rows.stats(also=("moment", "rank", "argmax")) for rows in (base, other)]
-        measured: list[Any] = []
-        for rows, found in zip((base, other), stats, strict=True):
-            _, nll, entropy, rank, _ = rows.backend.map_rows(measures, found, rows.labels, outputs=5)
-            measured.append((nll, entropy, rank))
-        pair = owner.pair_stats(base.logits, q, *stats, divergences=DIVERGENCES)
-        (nll, entropy, rank), (other_nll, other_entropy, other_rank) = measured
+        stats, measured = [], list[Any]()
+        for rows, normalized in zip((base, other), self.normalized_sides, strict=True):
+            found = rows.stats(also=("moment", "rank", "argmax"))
+            if normalized:
+                found = replace(found, rest=rows.backend.map_rows(rest_of_log_probs, found.max))
+            stats.append(found)
+            _, *of_side = rows.backend.map_rows(measures, found, rows.labels, outputs=5)
+            measured += of_side
+        p, q = without_cut_off(base.logits, q, self.normalized_sides)
+        pair = owner.pair_stats(p, q, *stats, divergences=DIVERGENCES)
         same_top = stats[0].argmax == stats[1].argmax
-        divergences = (pair.kl, pair.reverse_kl, pair.js)
-        return PairScores(nll, entropy, rank, other_nll, other_entropy, other_rank, *divergences, same_top)
+        return PairScores(*measured, pair.kl, pair.reverse_kl, pair.js, same_top)  # type: ignore[call-arg]
 
     def block_result(self, first: int, labelled: Labelled, scores: PairScores, kind: str) -> BlockResult:
         on = np.flatnonzero(labelled.classes != IGNORED)
-        base, other = (_tokens(name, first, on, labelled, scores) for name in ("base", "other"))
-        divergences = {name: getattr(scores, name)[on] for name in DIVERGENCES}
-        same_top = scores.same_top[on].astype(np.float64)
-        pairs = Pairs.of(base, other, divergences | {"same_top": same_top}) if on.size else Pairs()
-        return BlockResult(first, labelled.classes.size, pairs, None, kind)
-
-
-def _tokens(name: str, first: int, on: np.ndarray, labelled: Labelled, scores: PairScores) -> Tokens:
-    return Tokens(
-        row=on + first,
-        label=labelled.classes[on],
-        position=labelled.positions[on],
-        nll=getattr(scores, f"{name}_nll")[on],
-        entropy=getattr(scores, f"{name}_entropy")[on],
-        p_max=np.full(on.size, np.nan),
-        rank=getattr(scores, f"{name}_rank")[on].astype(np.int64),
-        document=None if labelled.documents is None else labelled.documents[on],
-    )
+        measured = {name: column[on] for name, column in vars(scores).items()}
+        tokens = PairTokens(
+            row=on + first,
+            label=labelled.classes[on],
+            position=labelled.positions[on],
+            document=None if labelled.documents is None else labelled.documents[on],
+            **{name: c if name in PairTokens.floats else c.astype(np.int64) for name, c in measured.items()},
+        )
+        kept = tokens if self.keep_tokens else None
+        return BlockResult(first, labelled.classes.size, Pairs.of_tokens(tokens), kept, kind)

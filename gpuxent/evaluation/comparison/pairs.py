@@ -16,9 +16,9 @@ import numpy as np
 from gpuxent.evaluation.comparison.result import ChangedDocument, ChangedToken, Comparison, Estimate
 from gpuxent.evaluation.statistics.clustered import ratio
 from gpuxent.evaluation.statistics.documents import DocumentSums
-from gpuxent.evaluation.statistics.histogram import RELATIVE_ERROR, ChangeHistogram
+from gpuxent.evaluation.statistics.histogram import RELATIVE_ERROR, ChangeHistogram, exact_quantiles
 from gpuxent.evaluation.statistics.sums import LossSums, exact_sum
-from gpuxent.evaluation.statistics.tokens import Tokens
+from gpuxent.evaluation.statistics.tokens import PairTokens, Tokens
 from gpuxent.evaluation.statistics.totals import NO_BAD_ROWS, BadRows, exp
 
 QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0.0)
@@ -101,6 +101,18 @@ class Pairs:
             {name: (column,) for name, column in ranged.items()} if exact else {},
         )
 
+    @classmethod
+    def of_tokens(cls, tokens: PairTokens, *, exact: bool = False) -> Pairs:
+        """The same of all that was measured where both models' logits were there."""
+        if len(tokens) == 0:
+            return cls()
+        measured = {name: getattr(tokens, name) for name in DIVERGENCES} | {"same_top": tokens.same_top.astype(float)}
+        return cls.of(tokens.side("base"), tokens.side("other"), measured, exact=exact)
+
+    def to_json(self) -> str:
+        """For a run's ledger: nothing, since `of_tokens` makes all of it again from the tokens that the run keeps."""
+        return ""
+
     def merge(self, other: Pairs) -> Pairs:
         if not (self.sums and other.sums):
             return self if self.sums else other
@@ -127,7 +139,7 @@ class Pairs:
         square = self._mean("square")
         rms = math.sqrt(square.value) if square.value >= 0 else math.nan
         worse, better = self._changed_documents()
-        found = {name: self._mean(name) for name in (*DIVERGENCES, "same_top") if name in self.sums}
+        found: dict[str, Any] = {name: self._mean(name) for name in (*DIVERGENCES, "same_top") if name in self.sums}
         return Comparison(
             scored=self.count,
             bad=self.bad.count,
@@ -172,10 +184,7 @@ class Pairs:
     def _quantiles(self, name: str) -> dict[float, float]:
         if name in self.histograms:
             return self.histograms[name].quantiles(QUANTILES)
-        values = self.values.get(name, ())
-        if not self.count:
-            return dict.fromkeys(QUANTILES, math.nan)
-        return dict(zip(QUANTILES, np.quantile(np.concatenate(values), QUANTILES).tolist(), strict=True))
+        return exact_quantiles(np.concatenate(self.values.get(name, (np.zeros(0),))), QUANTILES)
 
     def _variances(self) -> tuple[float, float, float]:
         """Of the means of base, other and their difference."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from gpuxent.evaluation.comparison.result import ChangedDocument, ChangedToken, Comparison, Estimate
 from gpuxent.evaluation.reports.records import CSV_COLUMNS
-from gpuxent.evaluation.reports.tables import Section, decimal, error, percent, write_text
+from gpuxent.evaluation.reports.tables import Section, decimal, error, partly, percent, write_text
 from gpuxent.evaluation.statistics.result import finite
 
 FORMS = ("table", "json", "csv", "markdown")
@@ -37,7 +37,11 @@ def write(result: Comparison, form: str, about: dict[str, Any], file: TextIO, wi
 
 def lines(result: Comparison) -> Iterator[str]:
     documents = [] if result.documents is None else [f"docs {result.documents:,}"]
-    yield "  ".join([f"scored {result.scored:,}", f"bad {result.bad:,}", *documents])
+    partial = [partly(result.share)] if result.share < 1 else []
+    mixed = [f"mixed: {len(result.mixed)} backends or CPU types"] if result.mixed else []
+    yield "  ".join([*partial, f"scored {result.scored:,}", f"bad {result.bad:,}", *documents, *mixed])
+    for computed_by in result.mixed:
+        yield f"mixed: rows computed by {computed_by}"
     if result.bad:
         yield f"a loss is NaN or infinite in {result.bad:,} of them, first row {result.first_bad_row:,}"
     yield verdict(result)
@@ -83,7 +87,8 @@ def estimates(r: Comparison) -> Iterator[tuple[str, str, Estimate]]:
             yield name, how, estimate
 
 
-def sections(result: Comparison) -> Iterator[Section]:
+def sections(result: Comparison, called: Callable[[int], str] = str) -> Iterator[Section]:
+    """What tables show. `called` names a document by its id."""
     clustered = result.documents is not None
     heads = ("", "value", *(["± cluster(doc)"] if clustered else []), "± iid")
     rows = [(name, *_shown(how, estimate, clustered)) for name, how, estimate in estimates(result)]
@@ -107,10 +112,10 @@ def sections(result: Comparison) -> Iterator[Section]:
         ("Better documents", result.better_documents),
     ):
         if documents:
-            yield _documents(title, documents[:SHOWN])
+            yield _documents(title, documents[:SHOWN], called)
     for title, tokens in (("Worse tokens", result.worse_tokens), ("Better tokens", result.better_tokens)):
         if tokens:
-            yield _tokens(title, tokens[:SHOWN])
+            yield _tokens(title, tokens[:SHOWN], called)
 
 
 def _shown(how: str, estimate: Estimate, clustered: bool) -> list[str]:
@@ -136,20 +141,20 @@ def _level(q: float) -> str:
     return LEVELS.get(q, f"{100 * q:g} %")
 
 
-def _documents(title: str, documents: tuple[ChangedDocument, ...]) -> Section:
+def _documents(title: str, documents: tuple[ChangedDocument, ...], called: Callable[[int], str]) -> Section:
     rows = [
-        (str(d.document), f"{d.scored:,}", decimal(d.base), decimal(d.other), f"{d.other - d.base:+.4g}")
+        (called(d.document), f"{d.scored:,}", decimal(d.base), decimal(d.other), f"{d.other - d.base:+.4g}")
         for d in documents
     ]
     return Section(title, ("document", "scored", "base", "other", "change, nats per token"), rows)
 
 
-def _tokens(title: str, tokens: tuple[ChangedToken, ...]) -> Section:
+def _tokens(title: str, tokens: tuple[ChangedToken, ...], called: Callable[[int], str]) -> Section:
     rows = [
         (
             f"{t.row:,}",
             f"{t.label:,}",
-            "-" if t.document is None else str(t.document),
+            "-" if t.document is None else called(t.document),
             decimal(t.base),
             decimal(t.other),
             f"{t.other - t.base:+.4g}",
@@ -180,7 +185,17 @@ def _csv_lines(r: Comparison) -> Iterator[tuple[Any, ...]]:
             yield "result", "", name, estimate.value, estimate.stderr_cluster, estimate.stderr_iid, r.scored
     for name in ("correlation", "base_entropy", "other_entropy"):
         yield "result", "", name, getattr(r, name), None, None, r.scored
-    for name in ("scored", "bad", "first_bad_row", "documents", "both_right", "only_base_right", "only_other_right"):
+    for name in (
+        "scored",
+        "bad",
+        "first_bad_row",
+        "documents",
+        "rows",
+        "share",
+        "both_right",
+        "only_base_right",
+        "only_other_right",
+    ):
         yield "result", "", name, getattr(r, name), None, None, None
     for level, value in r.delta_p_quantiles.items():
         yield "quantile", level, "delta_p", value, None, None, r.scored

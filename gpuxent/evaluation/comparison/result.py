@@ -57,7 +57,9 @@ class Comparison:
     that of KL(other || base), js that of the Jensen-Shannon divergence, and same_top the share of rows whose most
     probable class is the same. Quantiles are right within the relative `quantile_error`; 0: exact.
 
-    Tokens with a NaN or infinite loss in either model are among the scored ones, and counted as `bad`.
+    Tokens with a NaN or infinite loss in either model are among the scored ones, and counted as `bad`. rows are those
+    of the data set, and `share` of them is in these numbers: less than 1 of an interrupted run. mixed names the
+    backends and CPU types if there were several.
     """
 
     scored: int
@@ -91,6 +93,9 @@ class Comparison:
     better_documents: tuple[ChangedDocument, ...] = field(default=(), repr=False)
     worse_tokens: tuple[ChangedToken, ...] = field(default=(), repr=False)
     better_tokens: tuple[ChangedToken, ...] = field(default=(), repr=False)
+    rows: int = 0
+    share: float = 1.0
+    mixed: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: None for what is not finite."""

@@ -6,10 +6,12 @@ Everything after the training is what `gpuxent perplexity` does with any model's
 from __future__ import annotations
 
 import shlex
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +27,13 @@ from gpuxent.evaluation.demo.corpus import Corpus, reference_corpus, text_corpus
 from gpuxent.evaluation.demo.model import LogBilinear, Settings, Trained, log_unigram, train
 from gpuxent.evaluation.demo.report import Scored
 from gpuxent.evaluation.driver import BLOCK_BYTES, ThreadWorkers, plan, rows_per_block, run_blocks
-from gpuxent.evaluation.evaluate import linear_logits, open_job
+from gpuxent.evaluation.evaluate import evaluate, linear_logits, open_job
 from gpuxent.evaluation.progress import Progress
 from gpuxent.losses import cross_entropy
 
 FILES = ("logits.npy", "labels.npy", "documents.npy", "vocabulary.txt", "documents.txt")
+RUNS = ("model", "rounded")
+REPORT = "report.html"
 ROWS_AT_ONCE = 1024  # of logits in float32 while they are written
 ROUNDED_BITS = 4
 
@@ -40,8 +44,8 @@ def run_demo(
     """Train on `text` (UTF-8; default: Python's language reference), write the held-out logits, score them.
 
     Results go to the console `out`, progress to `progress`. The files go into the folder `output`, or into a temporary
-    one that is deleted at the end. ValueError: a text that is too small or no UTF-8, or an output folder that has such
-    files.
+    one, of which the report alone is left at the end. ValueError: a text that is too small or no UTF-8, or an output
+    folder that has such files.
     """
     settings = settings or Settings()
     corpus = reference_corpus() if text is None else text_corpus(text)
@@ -55,8 +59,10 @@ def run_demo(
         for table in demo_report.tables(scored):
             out.print()
             out.print(table)
-        demo_report.show_comparison(compare_rounded(trained.model, corpus, settings, folder), ROUNDED_BITS, out)
+        runs = kept_runs(folder)
+        demo_report.show_comparison(compare_rounded(trained.model, corpus, settings, folder, runs), ROUNDED_BITS, out)
         demo_report.show_calibration(calibrated(folder), out)
+        demo_report.show_report(write_report(corpus, folder, runs), out)
         if output is not None:
             demo_report.show(out, "\nScore the files again:")
             out.print(f"  {command(folder)}", highlight=False, markup=False, soft_wrap=True)  # one line, to be copied
@@ -64,16 +70,31 @@ def run_demo(
 
 @contextmanager
 def output_folder(output: Path | None) -> Iterator[Path]:
-    """The folder for the files: the user's, made if need be and never overwriting, or a temporary one."""
+    """The folder for the files: the user's, made if need be and never overwriting, or a temporary one, of which only
+    the report stays."""
     if output is None:
-        with tempfile.TemporaryDirectory(prefix="gpuxent-demo-") as temporary:
-            yield Path(temporary)
+        folder = Path(tempfile.mkdtemp(prefix="gpuxent-demo-"))
+        try:
+            yield folder
+        finally:
+            discard(folder)
         return
     output.mkdir(parents=True, exist_ok=True)
-    there = [name for name in FILES if (output / name).exists()]
+    there = [name for name in (*FILES, *RUNS, REPORT) if (output / name).exists()]
     if there:
         raise ValueError(f"{output} already has {there[0]}; give a new or empty folder")
     yield output
+
+
+def discard(folder: Path) -> None:
+    """All of it but the report."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != REPORT:
+            path.unlink()
+    with suppress(OSError):  # there is one
+        folder.rmdir()
 
 
 def train_model(corpus: Corpus, settings: Settings, console: Console) -> Trained:
@@ -123,12 +144,37 @@ def score(folder: Path, corpus: Corpus, console: Console) -> Scored:
     return Scored(corpus, summary.result(), loss, baselines(corpus), np.load(logits, mmap_mode="r"))
 
 
-def compare_rounded(model: LogBilinear, corpus: Corpus, settings: Settings, folder: Path) -> Comparison:
+def kept_runs(folder: Path) -> tuple[Path, Path] | None:
+    """Where the report's runs are kept; None where what they need is not installed."""
+    wanted = ("pyarrow", "matplotlib", "jinja2")
+    return None if None in map(find_spec, wanted) else (folder / RUNS[0], folder / RUNS[1])
+
+
+def compare_rounded(
+    model: LogBilinear, corpus: Corpus, settings: Settings, folder: Path, runs: tuple[Path, Path] | None
+) -> Comparison:
     """The stored logits with those of a copy with few bits per weight, which are never stored."""
     contexts, other = corpus.contexts(np.flatnonzero(corpus.held_out), settings.context), model.rounded(ROUNDED_BITS)
     logits, labels, documents = (folder / name for name in FILES[:3])
     rounded = linear_logits(other.hidden(contexts), other.classifier, other.bias)
-    return compare(logits, rounded, labels, documents=documents)
+    return compare(logits, rounded, labels, documents=documents, run=runs and runs[1])
+
+
+def write_report(corpus: Corpus, folder: Path, runs: tuple[Path, Path] | None) -> Path | None:
+    """The page of the model and of the comparison."""
+    if runs is None:
+        return None
+    from gpuxent.evaluation.reports.page import render
+    from gpuxent.evaluation.reports.reported import open_reported
+    from gpuxent.evaluation.reports.vocabulary import Words
+
+    logits, labels, documents = (folder / name for name in FILES[:3])
+    evaluate(logits, labels, documents=documents, run=runs[0])
+    words = Words(FILES[3], corpus.vocab)
+    page = render(open_reported(runs), title=corpus.title, vocabulary=words, document_names=corpus.names)
+    path = folder / REPORT
+    path.write_text(page, encoding="utf-8")
+    return path
 
 
 def calibrated(folder: Path) -> CalibrationCheck[TemperatureFit] | str:

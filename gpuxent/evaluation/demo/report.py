@@ -65,7 +65,7 @@ def show_training(trained: Trained, settings: Settings, out: Console) -> None:
 
 def show_files(folder: Path, kept: bool, out: Console) -> None:
     size = (folder / "logits.npy").stat().st_size / 1e6
-    note = "" if kept else " (deleted at the end; --output keeps it)"
+    note = "" if kept else " (deleted at the end; --output keeps them)"
     show(out, f"Held-out logits: {size:.0f} MB of float16 in {folder}{note}")
 
 
@@ -121,6 +121,14 @@ def show_calibration(found: CalibrationCheck[TemperatureFit] | str, out: Console
         f"{found.before.nll.value:.4f} -> {found.after.nll.value:.4f}, on the {found.before.documents:,} documents "
         "that the temperature was not fitted to.",
     )
+
+
+def show_report(path: Path | None, out: Console) -> None:
+    if path is None:
+        show(out, "\nWith the extra `report` installed, all this would also be an HTML page to look at.")
+    else:
+        out.print("\nA page of all this, with the text token by token:", highlight=False, markup=False)
+        out.print(f"  {path}", highlight=False, markup=False, soft_wrap=True)  # one line, to be copied
 
 
 def models_table(scored: Scored) -> Table:

@@ -135,8 +135,8 @@ def first_line(result: Evaluation, run: dict[str, Any]) -> str:
     """How much is in the numbers, and of what."""
     parts = [f"scored {result.scored:,}", f"ignored {result.ignored:,}"]
     parts.append(f"bad {result.nan_rows + result.infinite_rows:,}")
-    if result.share < 1:  # 99.99 % are not all
-        parts.insert(0, f"partial: {math.floor(1000 * result.share) / 10:.1f} % of the rows")
+    if result.share < 1:
+        parts.insert(0, partly(result.share))
     if result.documents is not None:
         parts.append(f"docs {result.documents:,}")
     if run.get("source"):
@@ -146,6 +146,10 @@ def first_line(result: Evaluation, run: dict[str, Any]) -> str:
     if result.mixed:
         parts.append(f"mixed: {len(result.mixed)} backends or CPU types")
     return "  ".join(parts)
+
+
+def partly(share: float) -> str:
+    return f"partial: {math.floor(1000 * share) / 10:.1f} % of the rows"  # 99.99 % are not all
 
 
 def warnings(result: Evaluation) -> Iterator[str]:
@@ -168,8 +172,8 @@ def _rows_have(count: int) -> str:
     return "1 row has" if count == 1 else f"{count:,} rows have"
 
 
-def sections(result: Evaluation) -> Iterator[Section]:
-    """What tables show: the means first, and of documents and groups only some."""
+def sections(result: Evaluation, called: Callable[[int], str] = str) -> Iterator[Section]:
+    """What tables show: the means first, and of documents and groups only some. `called` names a document by its id."""
     yield _means(result)
     if result.quantiles and result.scored:
         heads = ("quantile", *(f"{100 * level:g} %" for level in result.quantiles))
@@ -182,10 +186,10 @@ def sections(result: Evaluation) -> Iterator[Section]:
         yield _groups(result)
     if result.by_document:
         if len(result.by_document) > 2 * SHOWN_DOCUMENTS:
-            yield _documents("Best documents", result.by_document.best(SHOWN_DOCUMENTS))
-            yield _documents("Worst documents", result.by_document.worst(SHOWN_DOCUMENTS))
+            yield _documents("Best documents", result.by_document.best(SHOWN_DOCUMENTS), called)
+            yield _documents("Worst documents", result.by_document.worst(SHOWN_DOCUMENTS), called)
         else:
-            yield _documents("Documents, best first", result.by_document.best(len(result.by_document)))
+            yield _documents("Documents, best first", result.by_document.best(len(result.by_document)), called)
 
 
 def _means(result: Evaluation) -> Section:
@@ -243,9 +247,10 @@ def _groups(result: Evaluation) -> Section:
     return Section("By group", heads, rows, note)
 
 
-def _documents(title: str, documents: list[Document]) -> Section:
+def _documents(title: str, documents: list[Document], called: Callable[[int], str]) -> Section:
     rows = [
-        (str(d.document), f"{d.scored:,}", decimal(d.cross_entropy), decimal(exp(d.cross_entropy))) for d in documents
+        (called(d.document), f"{d.scored:,}", decimal(d.cross_entropy), decimal(exp(d.cross_entropy)))
+        for d in documents
     ]
     return Section(title, ("document", "scored", "cross-entropy", "perplexity"), rows)
 

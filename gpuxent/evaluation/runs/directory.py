@@ -17,34 +17,53 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from gpuxent.evaluation.runs import ledger
 from gpuxent.evaluation.runs.fingerprint import differences
 from gpuxent.evaluation.runs.ledger import Ledger, writing_to
 from gpuxent.evaluation.runs.token_parts import require_pyarrow, sync_folder
 from gpuxent.evaluation.runs.token_record import TokenRecord, needed_bytes
-from gpuxent.evaluation.statistics.tokens import BlockResult, Tokens
+from gpuxent.evaluation.statistics.tokens import RECORDS, BlockResult, TokenColumns, Tokens
 
 if TYPE_CHECKING:
     from gpuxent.evaluation.statistics.summary import Summary
+
+R = TypeVar("R", bound=TokenColumns)
 
 
 class Run:
     """What a run has left behind in its folder, to read; `open` opens it. Others may read it too, but not run it."""
 
-    def __init__(self, path: Path, ledger: Ledger) -> None:
-        self.path, self._ledger, self._record = path, ledger, TokenRecord(path / "tokens", ledger)
+    def __init__(self, path: Path, ledger: Ledger, record: type[TokenColumns]) -> None:
+        self.path, self._ledger, self._record = path, ledger, TokenRecord(record, path / "tokens", ledger)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Run:
-        """OSError or ValueError if the folder holds no run, or one that is going on or is damaged."""
+    def open(cls, path: str | os.PathLike[str], record: type[TokenColumns] | None = None) -> Run:
+        """OSError or ValueError if the folder holds no run, or one that is going on or is damaged, or one that keeps
+        another record than the one named: `Tokens` of one model, `PairTokens` of two."""
         path = Path(path)
-        found = Ledger(path, read_only=True)
-        if not found.about:
-            found.close()
-            raise FileNotFoundError(f"{path} holds no run: it was stopped before it began")
-        return Run(path, found)
+        ledger = Ledger(path, read_only=True)
+        try:
+            if not ledger.about:
+                raise FileNotFoundError(f"{path} holds no run: it was stopped before it began")
+            kept = RECORDS[ledger.about.get("kind", Tokens.kind)]  # the first runs, of one model, did not say it
+            found = Run(path, ledger, kept)
+            found.expect(record or kept)
+        except BaseException:
+            ledger.close()
+            raise
+        return found
+
+    @property
+    def kind(self) -> str:
+        """What the run is of: "perplexity" of one model, "comparison" of two."""
+        return self._ledger.about.get("kind", Tokens.kind)
+
+    def expect(self, record: type[TokenColumns]) -> None:
+        """ValueError if the run is of another kind than those that keep such tokens."""
+        if self.kind != record.kind:
+            raise ValueError(f"{self.path} must hold a run of {record.kind}, got one of {self.kind}")
 
     @property
     def rows(self) -> int:
@@ -87,8 +106,8 @@ class Run:
         kind = type(identity)
         return _merged(identity, map(kind.from_json, self._ledger.summaries()))
 
-    def tokens(self) -> Iterator[Tokens]:
-        """All tokens of finished blocks in the order of their rows, some 100,000 at a time."""
+    def tokens(self) -> Iterator[Any]:
+        """All tokens of finished blocks in the order of their rows, some 100,000 at a time, in the run's record."""
         return self._record.read()
 
     @property
@@ -111,21 +130,29 @@ class Run:
         self.close()
 
 
-def read_tokens(run: Run | str | os.PathLike[str]) -> Iterator[Tokens]:
+def run_kind(path: str | os.PathLike[str]) -> str:
+    """What a folder holds: a run of "perplexity" or of a "comparison". OSError or ValueError if it holds none."""
+    with Run.open(path) as run:
+        return run.kind
+
+
+def read_tokens(run: Run | str | os.PathLike[str], record: type[R] = Tokens) -> Iterator[R]:  # type: ignore[assignment]
     """All tokens of a run in the order of their rows, some 100,000 at a time."""
     if isinstance(run, Run):
+        run.expect(record)
         yield from run.tokens()
     else:
-        with Run.open(run) as opened:
+        with Run.open(run, record) as opened:
             yield from opened.tokens()
 
 
 class RunDirectory(Run):
     """A run in a folder, begun or (with `resume`) continued; one thread uses it.
 
-    `rows` are those of the data set, of which about `expected_tokens` are scored. Everything that would stop the run
-    later is found out now: OSError or ValueError if the folder cannot be written, has not enough room, is in use by
-    another run, holds one already, or (with `resume`) one of other inputs, options or another version.
+    `rows` are those of the data set, of which about `expected_tokens` are scored, and kept in the `record` that is
+    named. Everything that would stop the run later is found out now: OSError or ValueError if the folder cannot be
+    written, has not enough room, is in use by another run, holds one already, or (with `resume`) one of other inputs,
+    options or another version.
     """
 
     def __init__(
@@ -134,6 +161,7 @@ class RunDirectory(Run):
         fingerprint: dict[str, Any],
         rows: int,
         *,
+        record: type[TokenColumns] = Tokens,
         tokens: bool = True,
         resume: bool = False,
         allow_mixed: bool = False,
@@ -143,15 +171,15 @@ class RunDirectory(Run):
         if tokens:
             require_pyarrow(f"the record of tokens in {path}")
         _make_folder(path, resume)
-        super().__init__(path, Ledger(path))
+        super().__init__(path, Ledger(path), record)
         self._allow_mixed = allow_mixed
         try:
-            about = {"fingerprint": fingerprint, "rows": rows, "tokens": tokens}
+            about = {"kind": record.kind, "fingerprint": fingerprint, "rows": rows, "tokens": tokens}
             if self._ledger.about:
                 self._check_same(about, resume)
             if tokens:
                 left = 1 - self.finished_rows / max(1, rows)
-                _check_room(path, int(left * (rows if expected_tokens is None else expected_tokens)))
+                _check_room(path, record, int(left * (rows if expected_tokens is None else expected_tokens)))
             if not self._ledger.about:
                 self._ledger.begin(**about)
             if tokens:
@@ -162,6 +190,8 @@ class RunDirectory(Run):
             raise
 
     def _check_same(self, now: dict[str, Any], resume: bool) -> None:
+        if self.kind != now["kind"]:
+            raise ValueError(f"{self.path} holds a run of {self.kind}; one of {now['kind']} needs another folder")
         if not resume:
             share = 100 * self.finished_rows // self.rows if self.rows else 100
             raise ValueError(
@@ -268,8 +298,8 @@ def _make_folder(path: Path, resume: bool) -> None:
         )
 
 
-def _check_room(path: Path, tokens: int) -> None:
-    needed, free = needed_bytes(tokens), shutil.disk_usage(path).free
+def _check_room(path: Path, record: type[TokenColumns], tokens: int) -> None:
+    needed, free = needed_bytes(record, tokens), shutil.disk_usage(path).free
     if free < needed:
         sizes = f"{needed / 1e9:,.1f} GB for the record of {tokens:,} tokens, and {free / 1e9:,.1f} GB are free"
         raise OSError(f"{path} needs about {sizes}")

@@ -1,7 +1,7 @@
 """The record of a run's tokens on disk: Parquet files, each of all tokens of a range of rows, in their order.
 
-Losses are stored bit for bit, and nothing compresses the noise of their last digits: of the 24 bytes of a token, 21 are
-nll, entropy and p_max.
+Floats are stored bit for bit, and nothing compresses the noise of their last digits: of the 24 bytes of one model's
+token, 21 are nll, entropy and p_max.
 """
 
 from __future__ import annotations
@@ -9,25 +9,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from gpuxent.evaluation.statistics.tokens import Tokens
+from gpuxent.evaluation.statistics.tokens import TokenColumns
 
-FORMAT = "gpuxent tokens, version 1"
-COLUMNS = tuple(field.name for field in fields(Tokens))  # `document`, which may be missing, is the last
-FLOATS = ("nll", "entropy", "p_max")
 AT_ONCE = 2**18  # tokens that are read at once
-BYTES_PER_TOKEN = 32  # at most, about
 
-# Sorted or nearly so: differences. Random mantissas: bytes of one weight together. Few values: a dictionary.
-_ENCODINGS = {
-    **dict.fromkeys(("row", "position", "document"), "DELTA_BINARY_PACKED"),
-    **dict.fromkeys(FLOATS, "BYTE_STREAM_SPLIT"),
-}
-_DICTIONARIES = ["label", "rank"]
+R = TypeVar("R", bound=TokenColumns)
 _NAME = re.compile(r"\d{12,}-\d{12,}\.parquet(\.tmp)?")
 
 
@@ -41,15 +32,15 @@ def require_pyarrow(what: str) -> None:
 # ---- bytes: until there are enough for a part ----
 
 
-def to_bytes(tokens: Tokens) -> bytes:
+def to_bytes(tokens: TokenColumns) -> bytes:
     """Column after column, 8 bytes a number."""
     return b"".join(
-        np.ascontiguousarray(column, "<f8" if name in FLOATS else "<i8").tobytes()
+        np.ascontiguousarray(column, "<f8" if name in tokens.floats else "<i8").tobytes()
         for name, column in tokens.columns.items()
     )
 
 
-def from_bytes(counts: list[int], pieces: Iterable[bytes]) -> Tokens:
+def from_bytes(record: type[R], counts: list[int], pieces: Iterable[bytes]) -> R:
     """The tokens of the pieces, of which each has so many, one after the other; there is at least one."""
     numbers, at = None, 0
     for count, piece in zip(counts, pieces, strict=True):
@@ -59,16 +50,16 @@ def from_bytes(counts: list[int], pieces: Iterable[bytes]) -> Tokens:
             numbers[:, at : at + count] = columns
             at += count
     assert numbers is not None
-    named = zip(COLUMNS, numbers, strict=False)
-    return Tokens(**{name: column.view("<f8") if name in FLOATS else column for name, column in named})
+    named = zip(record.names(), numbers, strict=False)  # `document`, the last, may be missing
+    return record(**{name: column.view("<f8") if name in record.floats else column for name, column in named})
 
 
-def split(tokens: Tokens, first: int, stop: int, most: int = AT_ONCE) -> Iterator[tuple[int, int, Tokens]]:
+def split(tokens: R, first: int, stop: int, most: int = AT_ONCE) -> Iterator[tuple[int, int, R]]:
     """(first row, last row + 1, tokens) of pieces of at most so many tokens, which together cover [first, stop)."""
     starts = range(0, max(1, len(tokens)), most)
     edges = [first, *tokens.row[starts[1:]].tolist(), stop] if len(starts) > 1 else [first, stop]
     for start, low, high in zip(starts, edges[:-1], edges[1:], strict=True):
-        yield low, high, Tokens(**{name: column[start : start + most] for name, column in tokens.columns.items()})
+        yield low, high, tokens.take(slice(start, start + most))
 
 
 # ---- parts ----
@@ -84,12 +75,14 @@ def is_part(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def write_part(path: Path, tokens: Tokens) -> int:
+def write_part(path: Path, tokens: TokenColumns) -> int:
     """A part that is whole, or is not there: the bytes written. Without a power supply, too."""
     import pyarrow
     from pyarrow import parquet
 
-    table = pyarrow.table(tokens.columns).replace_schema_metadata({"gpuxent": FORMAT})
+    table = pyarrow.table(tokens.columns).replace_schema_metadata({"gpuxent": tokens.format})
+    # Sorted or nearly so: differences. Random mantissas: bytes of one weight together. Few values: a dictionary.
+    encodings = dict.fromkeys(tokens.rising, "DELTA_BINARY_PACKED") | dict.fromkeys(tokens.floats, "BYTE_STREAM_SPLIT")
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
@@ -98,8 +91,8 @@ def write_part(path: Path, tokens: Tokens) -> int:
                 file,
                 row_group_size=AT_ONCE,
                 compression="zstd",
-                use_dictionary=_DICTIONARIES,
-                column_encoding={name: _ENCODINGS[name] for name in table.column_names if name in _ENCODINGS},
+                use_dictionary=[name for name in table.column_names if name not in encodings],
+                column_encoding={name: how for name, how in encodings.items() if name in table.column_names},
             )
             file.flush()
             os.fsync(file.fileno())
@@ -112,7 +105,7 @@ def write_part(path: Path, tokens: Tokens) -> int:
     return size
 
 
-def read_part(path: Path) -> Iterator[Tokens]:
+def read_part(record: type[R], path: Path) -> Iterator[R]:
     """Its tokens, `AT_ONCE` at a time."""
     import pyarrow
     from pyarrow import parquet
@@ -120,11 +113,11 @@ def read_part(path: Path) -> Iterator[Tokens]:
     try:
         with parquet.ParquetFile(path) as file:
             found = (file.schema_arrow.metadata or {}).get(b"gpuxent", b"").decode()
-            if found != FORMAT:
-                raise ValueError(f"its format is {found!r}, expected {FORMAT!r}")
+            if found != record.format:
+                raise ValueError(f"its format is {found!r}, expected {record.format!r}")
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group)
-                yield Tokens(**{name: table.column(name).to_numpy() for name in table.column_names})
+                yield record(**{name: table.column(name).to_numpy() for name in table.column_names})
     except (pyarrow.ArrowException, ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from gpuxent.evaluation.runs import token_parts
 from gpuxent.evaluation.runs.ledger import Ledger, Part, Piece
-from gpuxent.evaluation.statistics.tokens import Tokens
+from gpuxent.evaluation.statistics.tokens import TokenColumns
 
 PART_TOKENS = 2**20  # as many wait in the ledger for a part
 SMALL_CHANGE = 16 * 2**20  # bytes of disk for everything but tokens
 
 
-def needed_bytes(tokens: int) -> int:
+def needed_bytes(record: type[TokenColumns], tokens: int) -> int:
     """Of disk: the files, and what waits in the ledger and once more in its log."""
-    waiting = 2 * 8 * len(token_parts.COLUMNS) * min(tokens, 2 * PART_TOKENS)
-    return token_parts.BYTES_PER_TOKEN * tokens + waiting + SMALL_CHANGE
+    waiting = 2 * 8 * len(record.names()) * min(tokens, 2 * PART_TOKENS)
+    in_files = 8 * len(record.floats) + 8  # a token, at most, about
+    return in_files * tokens + waiting + SMALL_CHANGE
 
 
 class TokenRecord:
@@ -26,8 +28,8 @@ class TokenRecord:
     tokens beside a block that is not finished wait for it.
     """
 
-    def __init__(self, folder: Path, ledger: Ledger) -> None:
-        self._folder, self._ledger = folder, ledger
+    def __init__(self, record: type[TokenColumns], folder: Path, ledger: Ledger) -> None:
+        self._record, self._folder, self._ledger = record, folder, ledger
         self._waiting, self._write_at = 0, PART_TOKENS
 
     def tidy(self) -> None:
@@ -43,7 +45,7 @@ class TokenRecord:
                 raise ValueError(f"{self._folder / name} {state}: the run cannot go on, begin it in a new folder")
         self._waiting = sum(piece.tokens for piece in self._ledger.pieces())
 
-    def pieces(self, block: range, tokens: Tokens | None) -> list[tuple[Piece, bytes]]:
+    def pieces(self, block: range, tokens: TokenColumns | None) -> list[tuple[Piece, bytes]]:
         """A block's tokens for the ledger."""
         rows = f"rows {block.start:,} to {block.stop:,}"
         if tokens is None:
@@ -71,20 +73,20 @@ class TokenRecord:
         first, stop, counts = pieces[0].first, pieces[-1].stop, [piece.tokens for piece in pieces]
         part = None
         if any(counts):
-            tokens = token_parts.from_bytes(counts, map(self._ledger.columns, pieces))
+            tokens = token_parts.from_bytes(self._record, counts, map(self._ledger.columns, pieces))
             name = token_parts.part_name(first, stop)
             part = Part(first, stop, len(tokens), name, token_parts.write_part(self._folder / name, tokens))
         self._ledger.replace(pieces, part)
         self._waiting -= sum(counts)
 
-    def read(self) -> Iterator[Tokens]:
+    def read(self) -> Iterator[Any]:
         """All tokens in the order of their rows, some 100,000 at a time."""
         places: list[Part | Piece] = [*self._ledger.parts(), *self._ledger.pieces()]
         for place in sorted(places, key=lambda place: place.first):
             if isinstance(place, Part):
-                yield from token_parts.read_part(self._folder / place.name)
+                yield from token_parts.read_part(self._record, self._folder / place.name)
             elif place.tokens:
-                yield token_parts.from_bytes([place.tokens], [self._ledger.columns(place)])
+                yield token_parts.from_bytes(self._record, [place.tokens], [self._ledger.columns(place)])
 
 
 def _groups(pieces: list[Piece]) -> Iterator[list[Piece]]:

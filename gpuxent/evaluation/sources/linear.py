@@ -25,10 +25,10 @@ class LinearSource:
     bias: Source | None = None  # (vocab,)
 
     def __post_init__(self) -> None:
-        arguments.parameters(*(None if source is None else _like(source) for source in self.parts.values()))
+        arguments.parameters(*(None if source is None else _like(source) for source in self.factors.values()))
 
     @property
-    def parts(self) -> dict[str, Source | None]:
+    def factors(self) -> dict[str, Source | None]:
         return {"hidden": self.hidden, "classifier": self.classifier, "bias": self.bias}
 
     @property
@@ -57,10 +57,10 @@ class LinearSource:
         return linear_logits(hidden, _loaded(self.classifier), None if self.bias is None else _loaded(self.bias))
 
     def files(self) -> list[FileStamp]:
-        return [file for source in self.parts.values() if source is not None for file in source.files()]
+        return [file for source in self.factors.values() if source is not None for file in source.files()]
 
     def warnings(self) -> list[str]:
-        return [sentence for source in self.parts.values() if source is not None for sentence in source.warnings()]
+        return [sentence for source in self.factors.values() if source is not None for sentence in source.warnings()]
 
     def check(self, rows: slice, columns: slice | None = None) -> None:
         self.hidden.check(rows, columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,16 +132,26 @@ class ChangeHistogram:
         return _quantiles(values, counts, self.above.nan, levels)
 
 
+def exact_quantiles(values: np.ndarray, levels: Iterable[float]) -> dict[float, float]:
+    """Those of `numpy.quantile`, but of infinite values too."""
+    values = np.sort(values)  # NaN comes last
+    if values.size and np.isnan(values[-1]):
+        values = values[:0]
+    return _interpolated(lambda rank: float(values[rank]), values.size - 1, levels)
+
+
 def _quantiles(values: np.ndarray, counts: np.ndarray, nan: int, levels: Iterable[float]) -> dict[float, float]:
     ends = np.cumsum(counts)
-    last = int(ends[-1]) - 1
-    if last < 0 or nan:
+    last = -1 if nan else int(ends[-1]) - 1
+    return _interpolated(lambda rank: float(values[np.searchsorted(ends, rank, side="right")]), last, levels)
+
+
+def _interpolated(at: Callable[[int], float], last: int, levels: Iterable[float]) -> dict[float, float]:
+    """`at` gives the value of a rank, from 0 to the last."""
+    if last < 0:
         return dict.fromkeys(levels, math.nan)
-
-    def at(rank: int) -> float:
-        return float(values[np.searchsorted(ends, min(rank, last), side="right")])
-
-    return {level: _between(at(int(level * last)), at(int(level * last) + 1), level * last % 1) for level in levels}
+    places = {level: level * last for level in levels}
+    return {q: _between(at(int(place)), at(min(int(place) + 1, last)), place % 1) for q, place in places.items()}
 
 
 def _between(a: float, b: float, share: float) -> float:

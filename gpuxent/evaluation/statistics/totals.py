@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -33,21 +34,30 @@ class RowScores:
     p_max: np.ndarray
 
 
-def score_rows(logits: Any, labels: Any, **options: Any) -> RowScores:
-    """RowScores of rows; `options` are those of `cross_entropy` that do not change what is measured.
+def score_rows(logits: Any, labels: Any, *, normalized: bool = False, **options: Any) -> RowScores:
+    """RowScores of rows; `options` are those of `cross_entropy` that do not change what is measured. normalized: the
+    rows are log-probabilities.
 
     Those of CuPy rows are brought to the CPU, where totals are made, which waits for the GPU.
     """
     rows = Rows.open(logits, labels, **options)
-    fields = rows.backend.map_rows(measures, rows.stats(also=("moment", "rank")), rows.labels, outputs=5)
-    scored, *measured = map(on_host, fields)
-    return RowScores(scored.astype(bool), *measured)
+    measured = partial(measures, normalized=normalized)
+    fields = rows.backend.map_rows(measured, rows.stats(also=("moment", "rank")), rows.labels, outputs=5)
+    scored, *others = map(on_host, fields)
+    return RowScores(scored.astype(bool), *others)
 
 
-def measures(stats: Any, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+def measures(stats: Any, labels: np.ndarray, normalized: bool = False) -> tuple[np.ndarray, ...]:
     """The fields of RowScores, of statistics with moment and rank."""
+    if normalized:
+        stats = replace(stats, rest=rest_of_log_probs(stats.max))
     loss, _ = _row_loss.row_losses(stats, labels, 1.0, smoothing=0.0, z_loss=0.0, has_spread=False)
     return labels != IGNORED, loss, _row_loss.entropy(stats), stats.rank, 1.0 / (1.0 + stats.rest)
+
+
+def rest_of_log_probs(top: np.ndarray) -> np.ndarray:
+    """RowStats.rest of rows that are log-probabilities, some of which may be missing: their normalizer is 0."""
+    return np.maximum(np.exp(-top) - 1.0, 0.0)  # a probability of 1 may be rounded up
 
 
 @dataclass(frozen=True)
