@@ -437,8 +437,15 @@ def test_a_link_leads_to_the_file_that_is_replaced(given, quiet):
     [
         ("x.npy", {"overwrite": True}, "OUT must be another file than what is read"),
         ("link.npy", {"overwrite": True}, "OUT must be another file than what is read"),
-        ("x.kld", {}, "can be read, but not written yet"),
-        ("x", {}, r"OUT must end in .npy, .zarr, .safetensors, .h5, .hdf5, .parquet, got"),
+        ("x.kld", {}, "--tokens must be given: a .kld file holds the windows of tokens"),
+        ("y.npy", {"to": "kld"}, "--tokens must be given"),
+        ("y.npy", {"to": ".npy"}, r"--to must be one of npy, zarr, safetensors, h5, hdf5, parquet, kld, got '.npy'"),
+        ("y.kld::logits", {}, "a .kld file holds one array, without a name"),
+        (
+            "x",
+            {},
+            r"OUT must end in .npy, .zarr, .safetensors, .h5, .hdf5, .parquet, .kld, or --to must say the format",
+        ),
         ("x.npz", {}, "OUT must end in"),
         ("nowhere/x.zarr", {}, "nowhere, the folder of OUT, does not exist"),
         ("y.npy::logits", {}, "a .npy file holds one array, without a name"),
@@ -648,7 +655,7 @@ def test_command(given):
         (["x.npy"], 2, "Missing argument 'OUT'"),
         (["x.npy", "y.npy", "--rows", "many"], 2, "Invalid value for '--rows'"),
         (["none.npy", "y.npy"], 3, "none.npy does not exist"),
-        (["x.npy", "y.kld"], 3, "can be read, but not written yet"),
+        (["x.npy", "y.kld"], 3, "--tokens must be given"),
         (["bad.npy", "y.npy"], 3, "is not a whole .npy file"),
     ],
 )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from makers import labels, logits
 
 import gpuxent as gx
+from gpuxent import calibration
 from gpuxent._records import IGNORED
 from gpuxent.evaluation import job as jobs
 from gpuxent.evaluation.evaluate import open_job
@@ -164,3 +165,18 @@ def test_errors_that_stay_are_not(error, monkeypatch):
     monkeypatch.setattr(jobs, "RETRY_AFTER", (1e9,))
     with pytest.raises(type(error), match=r"gone|corrupt"):
         gx.evaluate(Failing(X, 1, error), labels(X))
+
+
+def test_shards_are_scored_as_one_array(tmp_path):
+    """Through all that a command does: they have parts, but are no products."""
+    x = logits(30, 11, np.float32, kinds="ordinary")
+    for side, array in (("base", x), ("other", x[::-1])):
+        (tmp_path / side).mkdir()
+        for first in (0, 12):
+            np.save(tmp_path / side / f"{first}.npy", array[first : 12 if first == 0 else 30])
+    y, d = labels(x), np.arange(30) // 8
+    found = gx.evaluate(tmp_path / "base", y, documents=d, run=tmp_path / "run")
+    assert found == gx.evaluate(x, y, documents=d)
+    assert gx.compare(tmp_path / "base", tmp_path / "other", y) == gx.compare(x, x[::-1], y)
+    checked = [calibration.reliability(rows, y, resamples=20) for rows in (tmp_path / "base", x)]
+    assert (checked[0].ece, checked[0].nll) == (checked[1].ece, checked[1].nll)

@@ -26,15 +26,17 @@ def log_softmax(logits):
     return [x - top - total for x in logits]
 
 
-def kld_record(logits):
-    """What llama.cpp writes for a row, in plain Python: bytes, and the log-probabilities that it stands for."""
+def kld_record(logits, token):
+    """What llama.cpp writes for a row, in plain Python: bytes, and the log-probabilities that it stands for; -inf of
+    what was cut off, but for the token."""
     exact = log_softmax(logits)
     lowest = max(min(exact), max(exact) - 16)
     step, lowest = struct.unpack("<2f", struct.pack("<2f", (max(exact) - lowest) / 65535, lowest))
     codes = [round((x - lowest) / step) if x > lowest and step else 0 for x in exact]
     padding = [0xABCD] * (len(codes) % 2)
     record = struct.pack(f"<2f{len(codes + padding)}H", step, lowest, *codes, *padding)
-    return record, [lowest + step * code for code in codes]
+    cut = max(exact) - min(exact) > 16
+    return record, [-math.inf if cut and c == 0 and i != token else lowest + step * c for i, c in enumerate(codes)]
 
 
 def kld_file(path, context, vocab, contexts, extra=b""):
@@ -44,7 +46,8 @@ def kld_file(path, context, vocab, contexts, extra=b""):
     rows = contexts * (context - 1 - context // 2)
     logits = generator.normal(0, 6, (rows, vocab)).astype(np.float32)
     logits[0] = 3  # every class alike: a step of 0
-    records, values = zip(*(kld_record(row) for row in logits.tolist()), strict=True)
+    labels = [line[at + 1] for line in tokens for at in range(context // 2, context - 1)]
+    records, values = zip(*map(kld_record, logits.tolist(), labels), strict=True)
     head = b"_logits_" + struct.pack("<3i", context, vocab, contexts)
     flat = [token for line in tokens for token in line]
     write(path, head + struct.pack(f"<{len(flat)}i", *flat) + b"".join(records) + extra)
@@ -57,10 +60,14 @@ def test_a_kld_file(context, vocab, contexts, tmp_path):
     source = open_source(path)
     assert (source.shape, source.dtype) == (values.shape, np.float32)
     whole = source.read(slice(0, len(values)), slice(0, vocab))
-    assert np.abs(whole - values).max() <= 2 * np.finfo(np.float32).eps * 32
+    assert np.array_equal(whole == -np.inf, values == -np.inf)
+    assert vocab < 6 or (values == -np.inf).any()
+    finite = values > -np.inf
+    assert np.abs(whole[finite] - values[finite]).max() <= 2 * np.finfo(np.float32).eps * 32
     near = np.array([log_softmax(row) for row in logits.tolist()])
     kept = near > near.max(1, keepdims=True) - 16
-    assert np.abs(whole - near)[kept].max() <= 16 / 65535 / 2 + 2e-5
+    assert finite[kept].all()
+    assert np.abs(whole[kept] - near[kept]).max() <= 16 / 65535 / 2 + 2e-5
     part = source.read(slice(1, len(values) - 1), slice(vocab // 2, vocab))
     assert np.array_equal(part, whole[1:-1, vocab // 2 :])
     assert np.array_equal(source.read(slice(vocab + 1, 3 * vocab)), whole.ravel()[vocab + 1 : 3 * vocab])
@@ -74,6 +81,11 @@ def test_a_kld_file(context, vocab, contexts, tmp_path):
             assert labels.read(slice(first, stop)).tolist() == expected[first:stop]
             assert numbers.read(slice(first, stop)).tolist() == [row // scored for row in range(first, stop)]
     assert open_source(f"{path}::logits").shape == source.shape
+    windows = open_source(f"{path}::tokens")
+    assert (windows.shape, windows.dtype) == ((contexts, context), np.int32)
+    flat = [token for line in tokens for token in line]
+    for first, stop in ((0, len(flat)), (1, len(flat) - 1), (2, 2)):
+        assert windows.read(slice(first, stop)).tolist() == flat[first:stop]
     assert members(path) == []
     assert "16 nats" in source.warnings()[0]
     assert labels.warnings() == []
@@ -94,8 +106,8 @@ def test_a_kld_file_that_is_not_whole(tmp_path):
     for head in ((2, 7, 3), (9, 0, 3), (9, 7, -3), (-9, 7, 3)):
         with pytest.raises(ValueError, match=r"cut\.kld is not a \.kld file: its header says "):
             open_source(write(tmp_path / "cut.kld", b"_logits_" + struct.pack("<3i", *head) + data[20:]))
-    with pytest.raises(ValueError, match=r"x\.kld has no 'tokens'; it has logits, labels, contexts$"):
-        open_source(f"{path}::tokens")
+    with pytest.raises(ValueError, match=r"x\.kld has no 'text'; it has logits, labels, contexts, tokens$"):
+        open_source(f"{path}::text")
     with pytest.raises(ValueError, match=r"x\.kld::labels has no columns$"):
         open_source(f"{path}::labels").read(slice(0, 3), slice(0, 1))
 

@@ -34,15 +34,20 @@ def inspect(
 def convert(
     source: Annotated[str, typer.Argument(metavar="IN", help=f"What to copy: {SOURCES}.")],
     out: Annotated[
-        str, typer.Argument(metavar="OUT", help="A .npy, .zarr, .safetensors, .h5 or .parquet file; FILE::NAME inside.")
+        str,
+        typer.Argument(metavar="OUT", help="A .npy, .zarr, .safetensors, .h5, .parquet, .kld file; FILE::NAME inside."),
     ],
+    to: Annotated[str | None, typer.Option(help="The format, if OUT does not end in it: npy, zarr, ..., kld.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="For .kld: the tokens (windows, n_ctx) whose second halves the rows are of.")
+    ] = None,
     rows: Annotated[
         int | None,
         typer.Option(help="Rows per chunk (.zarr, .h5) or row group (.parquet); default: 16 MiB, .h5 in one piece."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, with all that is in it.")] = False,
 ) -> None:
-    """Copy an array into another format, block by block and bit for bit."""
+    """Copy an array into another format, block by block and bit for bit (.kld: log-probabilities in 16 bits)."""
     from gpuxent.evaluation.files.convert import convert
     from gpuxent.evaluation.sources import open_source
 
@@ -50,6 +55,7 @@ def convert(
         array = open_source(source)
         for warning in array.warnings():
             say(f"warning: {warning}")
-        done = convert(array, out, console(stderr=True), rows=rows, overwrite=overwrite)
+        beside = None if tokens is None else open_source(tokens)
+        done = convert(array, out, console(stderr=True), to=to, tokens=beside, rows=rows, overwrite=overwrite)
         with written_to(None) as file:
             file.write(f"{done}\n")

@@ -76,13 +76,13 @@ class Job:
     @property
     def inputs(self) -> dict[str, Source | None]:
         """What is read: of logits that are products, the factors."""
-        parts = getattr(self.logits, "parts", {"logits": self.logits})
-        return parts | {name: source for name, source in self.sources.items() if name != "logits"}
+        factors = getattr(self.logits, "factors", {"logits": self.logits})
+        return factors | {name: source for name, source in self.sources.items() if name != "logits"}
 
     @property
     def has_products(self) -> bool:
         """Are the logits made of hidden states, by BLAS?"""
-        return hasattr(self.logits, "parts")
+        return hasattr(self.logits, "factors")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -116,7 +116,13 @@ class Job:
     def row_scores(self, logits: Any, classes: np.ndarray) -> Any:
         """Of rows (n, vocab) on the CPU, on a GPU or (lazily) of Dask, and their classes as `labelled` gives them."""
         logits, labels, options = self.opened(logits, classes)
-        return score_rows(logits, labels, **options)
+        return score_rows(logits, labels, normalized=self.normalized, **options)
+
+    @property
+    def normalized(self) -> bool:
+        """Are the logits log-probabilities whose normalizer is 0, whatever is missing of them?"""
+        unchanged = self.transform.get("softcap") is None and self.transform.get("temperature", 1.0) == 1.0
+        return unchanged and getattr(self.logits, "normalized", False)
 
     def opened(self, logits: Any, classes: np.ndarray) -> tuple[Any, Any, dict[str, Any]]:
         """(logits, labels, options), as `Rows.open` takes them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from gpuxent.evaluation.job import Job, Labelled
 from gpuxent.evaluation.runs.directory import Run
 from gpuxent.evaluation.sources import PairSource, Source
 from gpuxent.evaluation.statistics.tokens import BlockResult, PairTokens, TokenColumns
-from gpuxent.evaluation.statistics.totals import measures
+from gpuxent.evaluation.statistics.totals import measures, rest_of_log_probs
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,15 @@ def transformed(logits: Any, change: Transform) -> Any:
     return logits
 
 
+def without_cut_off(p: Any, q: Any, cut_off: tuple[bool, ...]) -> tuple[Any, Any]:
+    """With what was cut off of one side missing in the other too: nothing is known of these classes, and no term of a
+    divergence is theirs."""
+    base, other = cut_off
+    kept_p = np.where(q == -np.inf, p.dtype.type(-np.inf), p) if other else p
+    kept_q = np.where(p == -np.inf, q.dtype.type(-np.inf), q) if base else q
+    return kept_p, kept_q
+
+
 @dataclass(frozen=True)
 class PairJob(Job):
     """A job whose logits are a `PairSource`."""
@@ -66,8 +75,9 @@ class PairJob(Job):
 
     @property
     def row_bytes(self) -> int:
-        widened = 8 * self.pair.shape[-1] * sum(not change.is_identity for change in self.changes)
-        return widened + sum(side.shape[-1] * side.dtype.itemsize for side in self.pair.sides.values())
+        copies = sum(not change.is_identity for change in self.changes) + sum(self.normalized_sides)
+        stored = sum(side.shape[-1] * side.dtype.itemsize for side in self.pair.sides.values())
+        return stored + 8 * self.pair.shape[-1] * copies
 
     @property
     def options(self) -> dict[str, Any]:
@@ -78,18 +88,24 @@ class PairJob(Job):
     def inputs(self) -> dict[str, Source | None]:
         found: dict[str, Source | None] = {}
         for name, side in self.pair.sides.items():
-            parts = getattr(side, "parts", None)
-            found |= {name: side} if parts is None else {f"{name} {part}": source for part, source in parts.items()}
+            factors = getattr(side, "factors", None)
+            found |= {name: side} if factors is None else {f"{name} {part}": source for part, source in factors.items()}
         return found | {name: source for name, source in self.sources.items() if name != "logits"}
 
     @property
     def has_products(self) -> bool:
-        return any(hasattr(side, "parts") for side in self.pair.sides.values())
+        return any(hasattr(side, "factors") for side in self.pair.sides.values())
 
     @property
     def kind(self) -> str | None:
         on_a_gpu = any(on_gpu(getattr(side, "array", None)) for side in self.pair.sides.values())
         return "cupy" if on_a_gpu else self.backend
+
+    @property
+    def normalized_sides(self) -> tuple[bool, ...]:
+        """Which of the two are log-probabilities that were cut off: see `sources.kld`."""
+        sides = zip(self.pair.sides.values(), self.changes, strict=True)
+        return tuple(change.is_identity and getattr(side, "normalized", False) for side, change in sides)
 
     def identity(self) -> Pairs:
         return Pairs()
@@ -104,12 +120,16 @@ class PairJob(Job):
         arguments.pair(sides[0][0], sides[1][0], ("base", "other"))
         base, other = (Rows.open(rows, labels, **options) for rows, labels, options in sides)
         owner, q = base.backend, base.backend.laid_out_as(base.logits, other.logits)
-        stats = [rows.stats(also=("moment", "rank", "argmax")) for rows in (base, other)]
-        measured: list[Any] = []
-        for rows, found in zip((base, other), stats, strict=True):
+        stats, measured = [], list[Any]()
+        for rows, normalized in zip((base, other), self.normalized_sides, strict=True):
+            found = rows.stats(also=("moment", "rank", "argmax"))
+            if normalized:
+                found = replace(found, rest=rows.backend.map_rows(rest_of_log_probs, found.max))
+            stats.append(found)
             _, *of_side = rows.backend.map_rows(measures, found, rows.labels, outputs=5)
             measured += of_side
-        pair = owner.pair_stats(base.logits, q, *stats, divergences=DIVERGENCES)
+        p, q = without_cut_off(base.logits, q, self.normalized_sides)
+        pair = owner.pair_stats(p, q, *stats, divergences=DIVERGENCES)
         same_top = stats[0].argmax == stats[1].argmax
         return PairScores(*measured, pair.kl, pair.reverse_kl, pair.js, same_top)  # type: ignore[call-arg]
 

@@ -1,4 +1,4 @@
-"""Copying an array from one format into another, block by block and bit for bit."""
+"""Copying an array from one format into another, block by block and (but for `.kld`) bit for bit."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
+from gpuxent.evaluation.files.kld import KldWriter, check_windows, sizes_of
 from gpuxent.evaluation.files.writers import BFLOAT16, CHUNK_BYTES, WRITERS, Layout, ParquetWriter, Writer, ZarrWriter
 from gpuxent.evaluation.progress import Progress
 from gpuxent.evaluation.sources import Source
@@ -26,6 +28,7 @@ MOST_CHUNK_BYTES = 2**32  # of HDF5
 SLACK_BYTES, SLACK = 2**20, 0.01  # of headers, indices and checksums: so many bytes, and a share
 PARTIAL = ".partial-"  # and the number of the process: the end of a name until the file is whole
 ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
+FORMATS: dict[str, Any] = {**WRITERS, ".kld": KldWriter}  # by suffix
 
 
 @dataclass(frozen=True)
@@ -34,24 +37,43 @@ class Target:
 
     path: Path
     name: str
-    writer: type[Writer]
+    suffix: str  # of the format
+    tokens: Source | None = None  # beside the logits, in a .kld file
 
     @classmethod
-    def parse(cls, text: str) -> Target:
-        """Of "PATH" or "PATH::name", by the suffix. ValueError: one that is not written, or a name that cannot be."""
+    def parse(cls, text: str, to: str | None = None, tokens: Source | None = None) -> Target:
+        """Of "PATH" or "PATH::name", in the format `to`, or that of the suffix. ValueError: one that is not written, a
+        name that cannot be, or tokens that the format does not hold."""
         before, separator, name = text.partition("::")
         path = Path(before)
-        suffixes = ", ".join(WRITERS)
-        if path.suffix == ".kld":
-            raise ValueError(f"{path}: .kld files can be read, but not written yet; OUT must end in {suffixes}")
-        if path.suffix not in WRITERS:
-            raise ValueError(f"OUT must end in {suffixes}, got {path}")
-        writer = WRITERS[path.suffix]
-        if separator and not writer.has_names:
-            raise ValueError(f"{text}: a {path.suffix} file holds one array, without a name")
+        suffix = path.suffix if to is None else f".{to}"
+        if suffix not in FORMATS:
+            if to is not None:
+                raise ValueError(f"--to must be one of {', '.join(s[1:] for s in FORMATS)}, got {to!r}")
+            raise ValueError(f"OUT must end in {', '.join(FORMATS)}, or --to must say the format, got {path}")
+        if separator and not FORMATS[suffix].has_names:
+            raise ValueError(f"{text}: a {suffix} file holds one array, without a name")
         if separator and any(part in ("", ".", "..", "__metadata__") for part in name.split("/")):
             raise ValueError(f"{text}: {name!r} cannot be the name of an array")
-        return cls(Path(os.path.realpath(path)), name, writer)  # not a link, which would be replaced by the file
+        if tokens is not None and suffix != ".kld":
+            raise ValueError(f"--tokens is for .kld files, and {text} is none")
+        # not a link, which would be replaced by the file
+        return cls(Path(os.path.realpath(path)), name, suffix, tokens)
+
+    @property
+    def writer(self) -> type[Writer]:
+        return FORMATS[self.suffix]
+
+    def open(self, partial: Path, layout: Layout) -> Writer:
+        beside = () if self.tokens is None else (self.tokens,)
+        return self.writer(partial, layout, *beside)
+
+    def size(self, layout: Layout) -> int:
+        if self.tokens is not None:
+            return sizes_of(layout, self.tokens).file_size
+        # Parquet keeps short integers in four bytes each, and only the zeros of unsigned ones (bfloat16 too) compress.
+        signed = self.writer is ParquetWriter and layout.dtype.kind == "i"
+        return math.prod(layout.shape) * max(layout.dtype.itemsize, 4 if signed else 0)
 
 
 @dataclass(frozen=True)
@@ -61,15 +83,28 @@ class Converted:
     out: str
     layout: Layout
     bytes: int
+    note: str = ""  # what is not as before
 
     def __str__(self) -> str:
-        return f"{self.out}: {self.layout.dtype} of shape {self.layout.shape}, {size_text(self.bytes)}"
+        what = f"{self.out}: {self.layout.dtype} of shape {self.layout.shape}, {size_text(self.bytes)}"
+        return f"{what}; {self.note}" if self.note else what
 
 
 def convert(
-    source: Source, out: str, progress: Console, *, rows: int | None = None, overwrite: bool = False
+    source: Source,
+    out: str,
+    progress: Console,
+    *,
+    to: str | None = None,
+    tokens: Source | None = None,
+    rows: int | None = None,
+    overwrite: bool = False,
 ) -> Converted:
     """Write an array to `out` ("PATH" or "PATH::name"), of the same shape and dtype, every bit kept.
+
+    `to` names the format ("npy", "kld"), by default the suffix does. A `.kld` file holds logits as log-probabilities in
+    16 bits, and the result says what that lost; `tokens` (windows, n_ctx) are of the windows whose second halves the
+    rows are: of each the n_ctx - 1 - n_ctx // 2 that predict its last tokens.
 
     OUT appears when it is whole: until then it has another name beside it, which is removed after an error. What
     cannot work is refused before anything is written. `rows`: per chunk or row group, by default as many as have
@@ -77,9 +112,10 @@ def convert(
 
     Raises: ValueError, OSError.
     """
-    target = Target.parse(out)
+    target = Target.parse(out, to, tokens)
     layout = _layout(source, target, rows)
-    _check_place(target.path, source, overwrite)
+    for read in filter(None, (source, tokens)):
+        _check_place(target.path, read, overwrite)
     _check_space(target, layout)
     for left in target.path.parent.glob(f"{escape(target.path.name)}{PARTIAL}*"):
         warning = f"{left} is of a convert that still runs, or was killed: then it may be deleted"
@@ -87,9 +123,10 @@ def convert(
     with _appears_whole(target.path, overwrite) as partial:
         with _open_writer(target, partial, layout) as writer:
             _copy(source, writer, layout, target, progress)
+            note = getattr(writer, "note", "")
         with _says_where(target.path):
             size = _sync(partial)
-    return Converted(out, layout, size)
+    return Converted(out, layout, size, note)
 
 
 def _layout(source: Source, target: Target, rows: int | None) -> Layout:
@@ -102,7 +139,7 @@ def _layout(source: Source, target: Target, rows: int | None) -> Layout:
     if lists and len(shape) > 2:
         raise ValueError(f"{target.path}: a Parquet column has the shape (rows,) or (rows, vocab), got {shape}")
     if rows is not None and not target.writer.has_chunks:
-        raise ValueError(f"--rows is for formats with chunks, and {target.path.suffix} has none")
+        raise ValueError(f"--rows is for formats with chunks, and {target.suffix} has none")
     if rows is not None and rows < 1:
         raise ValueError(f"--rows must be 1 or more, got {rows}")
     if missing := getattr(source, "missing_chunks", 0):
@@ -113,6 +150,8 @@ def _layout(source: Source, target: Target, rows: int | None) -> Layout:
         name = source.name.partition("::")[2].rpartition("/")[2] or ("labels" if integers else "logits")
     # Every axis of integers is one of rows: labels are read so. But a list in a Parquet column is written whole.
     layout = Layout(shape, dtype, name, len(shape) > 1 and (lists or not integers), rows)
+    if target.suffix == ".kld":
+        check_windows(layout, target.tokens, source.name)
     if rows is not None and rows * layout.row_bytes >= MOST_CHUNK_BYTES:
         raise ValueError(f"--rows must make chunks below 4 GiB, got {rows:,} of {size_text(layout.row_bytes)}")
     return layout
@@ -135,9 +174,7 @@ def _check_place(path: Path, source: Source, overwrite: bool) -> None:
 
 
 def _check_space(target: Target, layout: Layout) -> None:
-    # Parquet keeps short integers in four bytes each, and only the zeros of unsigned ones (bfloat16 too) compress.
-    signed = target.writer is ParquetWriter and layout.dtype.kind == "i"
-    size = math.prod(layout.shape) * max(layout.dtype.itemsize, 4 if signed else 0)
+    size = target.size(layout)
     needed, free = round(size * (1 + SLACK)) + SLACK_BYTES, shutil.disk_usage(target.path.parent).free
     if needed > free:
         raise ValueError(
@@ -216,7 +253,7 @@ def _says_where(path: Path) -> Iterator[None]:
 @contextmanager
 def _open_writer(target: Target, partial: Path, layout: Layout) -> Iterator[Writer]:
     with _says_where(target.path):
-        writer = target.writer(partial, layout)
+        writer = target.open(partial, layout)
     try:
         yield writer
     except BaseException:

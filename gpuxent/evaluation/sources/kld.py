@@ -3,6 +3,11 @@
 Layout: `_logits_`; int32 context size, vocabulary size, number of contexts; int32 tokens, all of them; then a record
 for each scored token, that is for the second half of each context: float32 step, float32 lowest log-probability, uint16
 codes (one more if the vocabulary is odd). log-probability = step * code + lowest.
+
+llama.cpp raises what lies more than 16 nats below a row's largest to that, and of 128k classes nearly all do: taken as
+they stand they have a percent of the probability instead of next to none, and a divergence that counts them can be a
+hundred times the true one. llama.cpp leaves them out of its sums, and takes the normalizer to be what it was. So do we:
+they are read as -inf, all but the token that the row is scored by, and the rows are `normalized` as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +24,8 @@ from gpuxent.evaluation.sources._mapped import map_bytes
 
 MAGIC = b"_logits_"
 HEADER_BYTES = len(MAGIC) + 3 * 4
-MEMBERS = ("logits", "labels", "contexts")
+CUT_AT = (16, 24)  # nats below the largest of a row: by llama.cpp, and by ik_llama.cpp
+MEMBERS = ("logits", "labels", "contexts", "tokens")
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class KldLogits(InFile):
     layout: KldLayout
     row_chunk: int = 1
     format: ClassVar[str] = ".kld"
+    normalized: ClassVar[bool] = True  # log-probabilities, of which some were cut off
 
     @property
     def dtype(self) -> np.dtype:
@@ -86,24 +93,29 @@ class KldLogits(InFile):
         start = layout.records_at + 2 * rows.start * layout.record
         records = map_bytes(self.stamp.path, start, 2 * count * layout.record).view("<u2").reshape(count, layout.record)
         steps, lowest = records[:, :4].copy().view("<f4").T
-        codes = records[:, 4 : 4 + layout.vocab][:, columns]
-        block = np.empty(codes.shape, np.float32)
+        codes = records[:, 4 : 4 + layout.vocab]
+        scored = KldTokens(self.name, self.stamp, layout, "labels").read(rows)
+        block = np.empty(codes[:, columns].shape, np.float32)
         for row in range(count):  # in float32, as llama.cpp does; a row at a time stays in the cache
-            np.multiply(codes[row], steps[row], out=block[row], dtype=np.float32)
+            np.multiply(codes[row, columns], steps[row], out=block[row], dtype=np.float32)
             block[row] += lowest[row]
+            if any(abs(65535 * float(steps[row]) - nats) < 1e-3 for nats in CUT_AT):
+                cut = codes[row] == 0
+                cut[scored[row]] = False
+                block[row, cut[columns]] = -np.inf
         return block
 
     def warnings(self) -> list[str]:
         """The writer's rounding is no error of ours, but no reader should take the last digits for the model's."""
         return [
             f"{self.name}: log-probabilities were rounded to steps of up to 0.00024 nats and cut off 16 nats below the "
-            "largest (24 by ik_llama.cpp) when they were written"
+            "largest (24 by ik_llama.cpp) when they were written; what was cut off counts as probability 0"
         ]
 
 
 @dataclass(frozen=True)
 class KldTokens(InFile):
-    """What belongs to the rows: the token that each predicts, or the number of its context."""
+    """What belongs to the rows, the token that each predicts or the number of its context; or the contexts' tokens."""
 
     name: str
     stamp: FileStamp
@@ -118,12 +130,17 @@ class KldTokens(InFile):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.layout.rows,)
+        layout = self.layout
+        return (layout.contexts, layout.context) if self.member == "tokens" else (layout.rows,)
 
     def read(self, rows: slice, columns: slice | None = None) -> np.ndarray:
         if columns is not None:
             raise ValueError(f"{self.name} has no columns")
         window, layout = Window.of(self.shape, rows, None), self.layout
+        if self.member == "tokens":
+            with reading(self.name, window, self.stamp.check):
+                place = HEADER_BYTES + 4 * window.first, 4 * len(window)
+                return map_bytes(self.stamp.path, *place).view("<i4").astype(np.int32)
         first, stop = window.first // layout.scored, math.ceil(window.stop / layout.scored)  # contexts
         with reading(self.name, window, self.stamp.check):
             if self.member == "contexts":
@@ -137,7 +154,7 @@ class KldTokens(InFile):
 
 
 def open_kld(path: Path, member: str | None = None) -> KldLogits | KldTokens:
-    """The log-probabilities, or ::labels, or ::contexts."""
+    """The log-probabilities, or ::labels, or ::contexts, or ::tokens."""
     name = str(path) if member is None else f"{path}::{member}"
     if member not in (None, *MEMBERS):
         raise ValueError(f"{path} has no {member!r}; it has {', '.join(MEMBERS)}")

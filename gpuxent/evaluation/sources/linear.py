@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpuxent import _arguments as arguments
-from gpuxent.backends import linear_logits, tile_rows
+from gpuxent.backends import computed, linear_logits, made, tile_rows
 from gpuxent.evaluation.sources._base import FileStamp, Source
 
 _LOADED: dict[Any, Any] = {}
@@ -25,10 +25,10 @@ class LinearSource:
     bias: Source | None = None  # (vocab,)
 
     def __post_init__(self) -> None:
-        arguments.parameters(*(None if source is None else _like(source) for source in self.parts.values()))
+        arguments.parameters(*(None if source is None else _like(source) for source in self.factors.values()))
 
     @property
-    def parts(self) -> dict[str, Source | None]:
+    def factors(self) -> dict[str, Source | None]:
         return {"hidden": self.hidden, "classifier": self.classifier, "bias": self.bias}
 
     @property
@@ -57,13 +57,30 @@ class LinearSource:
         return linear_logits(hidden, _loaded(self.classifier), None if self.bias is None else _loaded(self.bias))
 
     def files(self) -> list[FileStamp]:
-        return [file for source in self.parts.values() if source is not None for file in source.files()]
+        return [file for source in self.factors.values() if source is not None for file in source.files()]
 
     def warnings(self) -> list[str]:
-        return [sentence for source in self.parts.values() if source is not None for sentence in source.warnings()]
+        return [sentence for source in self.factors.values() if source is not None for sentence in source.warnings()]
 
     def check(self, rows: slice, columns: slice | None = None) -> None:
         self.hidden.check(rows, columns)
+
+
+class MadeSource(LinearSource):
+    """The same as arrays, for what cannot be measured tile by tile: a block's logits are all there at once."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(arguments.row_dtype(self.hidden))
+
+    def read(self, rows: slice, columns: slice | None = None) -> Any:
+        (hidden,) = computed(self.hidden.read(rows, slice(None)))
+        return made(linear_logits(hidden, _loaded(self.classifier), None if self.bias is None else _loaded(self.bias)))
+
+
+def stored(source: Source) -> Source:
+    """A source whose reads are arrays: of products `MadeSource`, any other as it is."""
+    return MadeSource(source.hidden, source.classifier, source.bias) if isinstance(source, LinearSource) else source
 
 
 def _like(source: Source) -> np.ndarray:

@@ -54,6 +54,10 @@ class ShardedSource:
         return self.parts[0].dtype
 
     @property
+    def normalized(self) -> bool:
+        return all(getattr(part, "normalized", False) for part in self.parts)
+
+    @property
     def row_chunk(self) -> int:
         """Exact if every shard but the last holds whole chunks."""
         return max(part.row_chunk for part in self.parts)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,21 +34,30 @@ class RowScores:
     p_max: np.ndarray
 
 
-def score_rows(logits: Any, labels: Any, **options: Any) -> RowScores:
-    """RowScores of rows; `options` are those of `cross_entropy` that do not change what is measured.
+def score_rows(logits: Any, labels: Any, *, normalized: bool = False, **options: Any) -> RowScores:
+    """RowScores of rows; `options` are those of `cross_entropy` that do not change what is measured. normalized: the
+    rows are log-probabilities.
 
     Those of CuPy rows are brought to the CPU, where totals are made, which waits for the GPU.
     """
     rows = Rows.open(logits, labels, **options)
-    fields = rows.backend.map_rows(measures, rows.stats(also=("moment", "rank")), rows.labels, outputs=5)
-    scored, *measured = map(on_host, fields)
-    return RowScores(scored.astype(bool), *measured)
+    measured = partial(measures, normalized=normalized)
+    fields = rows.backend.map_rows(measured, rows.stats(also=("moment", "rank")), rows.labels, outputs=5)
+    scored, *others = map(on_host, fields)
+    return RowScores(scored.astype(bool), *others)
 
 
-def measures(stats: Any, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+def measures(stats: Any, labels: np.ndarray, normalized: bool = False) -> tuple[np.ndarray, ...]:
     """The fields of RowScores, of statistics with moment and rank."""
+    if normalized:
+        stats = replace(stats, rest=rest_of_log_probs(stats.max))
     loss, _ = _row_loss.row_losses(stats, labels, 1.0, smoothing=0.0, z_loss=0.0, has_spread=False)
     return labels != IGNORED, loss, _row_loss.entropy(stats), stats.rank, 1.0 / (1.0 + stats.rest)
+
+
+def rest_of_log_probs(top: np.ndarray) -> np.ndarray:
+    """RowStats.rest of rows that are log-probabilities, some of which may be missing: their normalizer is 0."""
+    return np.maximum(np.exp(-top) - 1.0, 0.0)  # a probability of 1 may be rounded up
 
 
 @dataclass(frozen=True)
@@ -168,15 +179,16 @@ class Totals:
 
     @property
     def calibration_bins(self) -> tuple[CalibrationBin, ...]:
+        edges = bin_edges(len(self.bins)).tolist()
         return tuple(
             CalibrationBin(
-                lower=i / len(self.bins),
-                upper=(i + 1) / len(self.bins),
+                lower=lower,
+                upper=upper,
                 count=b.count,
                 accuracy=b.hits / b.count if b.count else math.nan,
                 confidence=b.confidence.divided_by(b.count),
             )
-            for i, b in enumerate(self.bins)
+            for b, (lower, upper) in zip(self.bins, pairwise(edges), strict=True)
         )
 
     @property
@@ -241,9 +253,13 @@ def checked_format(text: str, name: str) -> dict[str, Any]:
     return data
 
 
+def bin_edges(count: int) -> np.ndarray:
+    """The count + 1 ends of bins of equal width in [0, 1]; others than k / count in the last bit of some."""
+    return np.linspace(0, 1, count + 1)
+
+
 def _bins(p_max: np.ndarray, hit: np.ndarray, count: int) -> tuple[Bin, ...]:
-    edges = np.linspace(0, 1, count + 1)[1:-1]
-    place = np.searchsorted(edges, p_max, side="left")  # p equal to an edge belongs to the bin below it
+    place = np.searchsorted(bin_edges(count)[1:-1], p_max, side="left")  # p on an edge belongs to the bin below it
     counts, hits = (np.bincount(chosen, minlength=count).tolist() for chosen in (place, place[hit]))
     confidences = sums_by_group(p_max, place, count)
     return tuple(Bin(*b) if b[0] else NO_BIN for b in zip(counts, hits, confidences, strict=True))
