@@ -542,6 +542,20 @@ def test_odd_runs_beside_each_other(tmp_path):
     assert "one token: 1.5 nats per token." in found[0].description
 
 
+def test_documents_with_a_mark_say_their_numbers(tmp_path):
+    """And those without a finite mean have no mark."""
+    nll, documents, _ = ODD["NaN"]
+    svg = to_html_svg(by_name(one_run(tmp_path, nll, documents))["documents"])
+    tips = [title.text for title in ElementTree.fromstring(svg.encode()).iter(f"{SVG}title")][1:]
+    assert [re.match(r"run\ndocument (\d)", tip)[1] for tip in tips] == ["4", "2", "3"]
+
+
+def test_the_largest_loss_there_is(tmp_path):
+    runs = one_run(tmp_path, [1.0, sys.float_info.max], kept=False)
+    upper, count = numbers(by_name(runs)["losses"], "upper", "tokens")
+    assert (upper[-1], count[0], count[-1]) == (sys.float_info.max, 1, 1)
+
+
 def test_infinite_losses_are_left_out_of_the_running_mean(tmp_path):
     nll, documents, _ = ODD["some infinite"]
     (run,) = one_run(tmp_path, nll, documents)
