@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import dask.array as da
 import distributed
@@ -172,6 +173,13 @@ def test_classes_of_probability_0():
         fit_vector_scaling(some, y)
     y[7] = -100
     assert fit_vector_scaling(some, y).scored == 499
+
+
+def test_a_negative_scale_keeps_probability_0():
+    fit = fit_vector_scaling(*spoiled(60, 3))
+    turned = replace(fit, scale=np.array([-1.0, 0.0, 2.0]), bias=np.ones(3))
+    rows = np.array([[-np.inf, -np.inf, -np.inf], [1.0, 2.0, 3.0]])
+    assert turned.apply(rows).tolist() == [[-np.inf] * 3, [0.0, 1.0, 7.0]]
 
 
 def test_softcap_comes_first():
@@ -422,6 +430,7 @@ def test_the_command_refuses(files):
         (("--run", "run", "--labels", paths["y"]), 2, "goes with logits, not with --run"),
         (("--run", "run", "--classes", "1"), 2, "goes with logits, not with --run"),
         ((*logits, "--classes", "9"), 3, "classes has 9, expected classes in [0, 8)"),
+        ((*logits, "--memory", "0"), 3, "memory must be a positive integer, got 0"),
         ((*logits, "--classes", "a"), 3, "--classes must be integers with commas between, got 'a'"),
         ((*logits, "--kind", "sigmoid", "--method", "vector"), 2, "vector and matrix go with --kind softmax"),
         ((*logits, "--workers", 1, "--scheduler", "tcp://x:1"), 3, "exclude each other"),

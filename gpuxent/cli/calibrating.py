@@ -20,6 +20,9 @@ from gpuxent.cli._console import (
 )
 from gpuxent.cli._options import SOURCES, TableFormat, computing, counting, numbers, reading, scoring, writing
 
+FOR_RUNS = ("run", "bins", "binning", "level", "resamples", "seed", "format", "output")  # options of a run
+FOR_FITS = ("method", "C", "held_out")
+
 
 class Kind(StrEnum):
     softmax = "softmax"
@@ -127,10 +130,6 @@ def calibrate(
             say(f"warning: {warning}")
         with written_to(output) as file:
             report.write(result, str(format), what, file, 80 if output else None, of_classes)
-
-
-FOR_RUNS = ("run", "bins", "binning", "level", "resamples", "seed", "format", "output")
-FOR_FITS = ("method", "C", "held_out")
 
 
 def check_options(context: typer.Context, of_run: bool, fit: bool, method: Method) -> None:

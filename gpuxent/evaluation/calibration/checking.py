@@ -106,6 +106,8 @@ def measure(
     job: Job, measuring: Measuring, passes: Passes, classes: Sequence[int] | None
 ) -> tuple[Reliability, ClasswiseReliability | None]:
     """As the rows are; of some classes, too."""
+    if classes is not None:
+        measuring.chosen(job, classes)  # before the work
     with unchanged(job):
         whole = measuring.reliability(job, passes)
         return whole, None if classes is None else measuring.by_class(job, passes, classes)
@@ -122,6 +124,8 @@ def check(
 ) -> CalibrationCheck:
     """On the share of documents that is held out."""
     share = arguments.number(held_out, "held_out", 0, 1, open_low=True)
+    if classes is not None:
+        measuring.chosen(job, classes)  # before the work
     part = PartJob(**vars(job), held_out=False, share=share, seed=measuring.how.seed)
     with unchanged(job):
         fit = fitting.of(part, passes)

@@ -62,18 +62,20 @@ class Measuring:
 
     def by_class(self, job: Job, passes: Passes, classes: Any, name: str = "classes") -> ClasswiseReliability:
         """Of each class, or of each column of sigmoids."""
+        chosen = self.chosen(job, classes)
         if self.kind == "sigmoid":
-            columns = columns_of(job.lead)
-            chosen = chosen_classes(classes, columns)
             ones = self._ones(job, passes, name)
-            each = [ones.of_column(column, columns) for column in chosen]
+            each = [ones.of_column(column, columns_of(job.lead)) for column in chosen]
         else:
-            chosen = chosen_classes(classes, job.logits.shape[-1])
             found = self._forecasts(replace(job, logits=stored(job.logits)), passes, name, chosen)
             each = [found.of_class(place) for place in range(len(chosen))]
         for forecasts in each:
             check_forecasts(forecasts)
         return classwise(chosen, each, self.bins, self.binning, self.how)
+
+    def chosen(self, job: Job, classes: Any) -> tuple[int, ...]:
+        """Those classes, or all; IndexError of one that there is not."""
+        return chosen_classes(classes, columns_of(job.lead) if self.kind == "sigmoid" else job.logits.shape[-1])
 
     def of_forecasts(self, forecasts: Forecasts) -> Reliability:
         check_forecasts(forecasts)

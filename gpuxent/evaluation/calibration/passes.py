@@ -25,11 +25,13 @@ class Passes:
     workers: Workers | None = None  # None: threads of this process
     watch: Watch | None = None
 
+    def __post_init__(self) -> None:
+        if self.memory is not None:
+            arguments.positive(self.memory, "memory")
+
     @classmethod
     def by(cls, client: Any, memory: int | None) -> Passes:
         """By the workers of a `distributed.Client`, if there is one."""
-        if memory is not None:
-            arguments.positive(memory, "memory")
         return cls(memory, None if client is None else ClientWorkers(client))
 
     def results(self, job: Job, name: str) -> Iterator[BlockResult]:
