@@ -1,8 +1,8 @@
-"""Steps down a gradient, taken in place on arrays of any library, and how the rate of the steps falls."""
+"""Steps down a gradient, taken in place on arrays of any library, how the rate of the steps falls; and L-BFGS."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from math import cos, pi, sqrt
 from typing import Any
 
@@ -63,3 +63,27 @@ class Adam:
             if self._decay and name not in self._undecayed:
                 parameters[name] *= 1 - rate * self._decay
             parameters[name] -= change
+
+
+def lbfgs(
+    value_and_grad: Callable[[np.ndarray], tuple[float, np.ndarray]],
+    start: np.ndarray,
+    max_iter: int,
+    tol: float | None,
+    report: Callable[[float], None] = lambda value: None,
+) -> tuple[np.ndarray, str]:
+    """(where the value is least, "" or why it stopped before the gradient's largest entry was at most `tol`); `report`
+    is told the value of each iteration.
+
+    SciPy's L-BFGS-B with the settings of scikit-learn's LogisticRegression.
+    """
+    from scipy.optimize import minimize
+
+    def callback(intermediate_result: Any) -> None:
+        report(float(intermediate_result.fun))
+
+    ftol = 0.0 if tol is None else 64 * np.finfo(float).eps
+    options = {"maxiter": max_iter, "maxls": 50, "gtol": tol or 0.0, "ftol": ftol}
+    how = {"method": "L-BFGS-B", "jac": True, "callback": callback, "options": options}
+    result = minimize(value_and_grad, start, **how)
+    return result.x, "" if result.status == 0 else str(result.message)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gpuxent import _optimizers
 from gpuxent._examples import Examples
 from gpuxent._optimizers import SCHEDULES, Arrays
 from gpuxent._records import Array
@@ -155,10 +156,8 @@ def lbfgs(
 ) -> tuple[Parameters, str]:
     """(parameters, "" or why it stopped before the gradient's largest entry was at most `tol`).
 
-    The whole gradient in each evaluation, by SciPy's L-BFGS-B with the settings of scikit-learn's LogisticRegression.
+    The whole gradient in each evaluation.
     """
-    from scipy.optimize import minimize
-
     parts = examples.parts()
 
     def value_and_grad(vector: np.ndarray) -> tuple[float, np.ndarray]:
@@ -168,16 +167,10 @@ def lbfgs(
             raise ValueError("the objective is nan: X holds NaN or infinity")
         return value, grad.vector()
 
-    def callback(intermediate_result: Any) -> None:
-        report(float(intermediate_result.fun))
-
-    ftol = 0.0 if tol is None else 64 * np.finfo(float).eps
-    options = {"maxiter": max_iter, "maxls": 50, "gtol": tol or 0.0, "ftol": ftol}
-    how = {"method": "L-BFGS-B", "jac": True, "callback": callback, "options": options}
     # Threads of BLAS wait for each other in every tile: parts that go side by side need not.
     with one_blas_thread() if len(parts) > 1 else nullcontext():
-        result = minimize(value_and_grad, start.vector(), **how)
-    return start.with_vector(result.x).beside(examples.features), "" if result.status == 0 else str(result.message)
+        best, unfinished = _optimizers.lbfgs(value_and_grad, start.vector(), max_iter, tol, report)
+    return start.with_vector(best).beside(examples.features), unfinished
 
 
 class Optimizer(Protocol):

@@ -402,6 +402,40 @@ def test_against_scikit_learn():
     assert abs(found.nll.value / log_loss(y, probs) - 1) < 1e-14
 
 
+@pytest.mark.parametrize("bins", [10, 15])
+@pytest.mark.parametrize("vocab", [5, 30])
+def test_against_netcal(vocab, bins):
+    """Which has bins of its own where there are two classes (it then bins the second one), and of equal mass where
+    their number does not divide that of the rows."""
+    metrics = pytest.importorskip("netcal.metrics")
+    x, y = sampled(3000, vocab, 1.8)
+    probs = gx.softmax(x)
+    for binning in ("width", "mass"):
+        found = reliability(probs, y, given="probs", bins=bins, binning=binning, resamples=0)
+        for name in ("ECE", "MCE", "ACE"):
+            other = getattr(metrics, name)(bins, equal_intervals=binning == "width").measure(probs, y)
+            assert abs(getattr(found, name.lower()).value / other - 1) < 1e-12, (binning, name)
+    bits, ones = sampled_bits(3000, 1.8)
+    p = sigmoid(bits)
+    found = reliability(p, ones, kind="sigmoid", given="probs", bins=bins, resamples=0)
+    for name in ("ECE", "MCE", "ACE"):
+        other = getattr(metrics, name)(bins).measure(p, ones)
+        assert abs(getattr(found, name.lower()).value / other - 1) < 1e-12, name
+
+
+def test_against_torchmetrics():
+    """Whose sums are float32, and whose last bin is of p = 1 alone."""
+    torch = pytest.importorskip("torch")
+    calibration_error = pytest.importorskip("torchmetrics.functional.classification").multiclass_calibration_error
+    x, y = sampled(2000, 6, 1.8)
+    probs = gx.softmax(x)
+    for bins in (10, 15):
+        found = reliability(probs, y, given="probs", bins=bins, resamples=0)
+        for norm, name in (("l1", "ece"), ("max", "mce")):
+            other = calibration_error(torch.from_numpy(probs), torch.from_numpy(y), 6, n_bins=bins, norm=norm)
+            assert abs(getattr(found, name).value / float(other) - 1) < 1e-5, (bins, name)
+
+
 def test_equal_masses_are_equal():
     x, y = sampled(1000, 5, 1.0)
     assert {b.count for b in reliability(x, y, binning="mass", bins=8, resamples=0).bins} == {125}
@@ -422,7 +456,7 @@ def test_reliability_is_the_same_from_any_source_and_in_any_blocks(tmp_path, mon
     assert reliability(da.from_array(x, chunks=(50, -1)), y, documents=names).to_dict() == whole
     reversed_ = reliability(x[::-1], y[::-1], documents=names[::-1], resamples=0)
     assert reversed_.bins[10].count == expected.bins[10].count
-    assert [e.value for e in reversed_.estimates.values()] == [e.value for e in expected.estimates.values()]
+    assert [e.value for e in reversed_.intervals.values()] == [e.value for e in expected.intervals.values()]
     gx.evaluate(x, y, documents=names, run=tmp_path / "run")
     of_run = reliability_of_run(tmp_path / "run")
     assert of_run.brier_all_classes is None
@@ -494,7 +528,7 @@ def test_intervals_are_drawn_from_the_seed():
     assert reliability(x, y).to_dict() == reliability(x, y).to_dict()
     assert reliability(x, y).ece != reliability(x, y, seed=1).ece
     none = reliability(x, y, resamples=0)
-    assert all(math.isnan(one.low) and math.isnan(one.high) for one in none.estimates.values())
+    assert all(math.isnan(one.low) and math.isnan(one.high) for one in none.intervals.values())
     assert none.to_dict()["ece"] == {"value": none.ece.value, "low": None, "high": None}
     assert math.isnan(reliability(x, y, documents=np.zeros(2500, int)).ece.low)
 
@@ -626,7 +660,7 @@ def test_reliability_of_sigmoids(backend, binning):
     assert abs(found.nll.value / float(gx.binary_cross_entropy(x, y, ignore_index=-100)) - 1) < 1e-14
     assert (found.brier_all_classes, found.ignored, found.documents) == (None, 1, 70)
     given = reliability(1 / (1 + np.exp(-x)), y, kind="sigmoid", given="probs", binning=binning, bins=8)
-    for name, one in found.estimates.items():
+    for name, one in found.intervals.items():
         assert abs(getattr(given, name).value - one.value) < 1e-12, name
 
 
@@ -671,6 +705,39 @@ def test_classes_of_dask_arrays():
     assert lazy.to_dict() == found.to_dict()
 
 
+def test_products_class_by_class(tmp_path):
+    rng = np.random.default_rng(3)
+    hidden, classifier, bias = rng.standard_normal((150, 4)), rng.standard_normal((6, 4)), rng.standard_normal(6)
+    x = hidden @ classifier.T + bias
+    y = (x + rng.gumbel(size=x.shape)).argmax(axis=1)
+    bits = (x > rng.logistic(size=x.shape)).astype(int)
+    np.save(tmp_path / "hidden.npy", hidden)
+    for states in (hidden, tmp_path / "hidden.npy", da.from_array(hidden, chunks=(40, -1))):
+        products = gx.linear_logits(states, classifier, bias)
+        for options in ({"classes": [4, 0]}, {"softcap": 5.0, "temperature": 1.5}):
+            found = classwise_reliability(products, y, resamples=0, **options)
+            expected = classwise_reliability(x, y, resamples=0, **options)
+            assert found.classes == expected.classes
+            for one, other in zip(found.by_class, expected.by_class, strict=True):
+                assert abs(one.nll.value / other.nll.value - 1) < 1e-12
+                assert abs(one.ece.value - other.ece.value) < 1e-12
+                assert [b.count for b in one.bins] == [b.count for b in other.bins]
+        fit = fit_temperature(products, bits, kind="sigmoid")
+        assert abs(fit.temperature / fit_temperature(x, bits, kind="sigmoid").temperature - 1) < 1e-9
+        found = classwise_reliability(products, bits, kind="sigmoid", classes=[5], resamples=0)
+        expected = classwise_reliability(x, bits, kind="sigmoid", classes=[5], resamples=0)
+        assert abs(found.ece.value - expected.ece.value) < 1e-12
+        found = reliability(products, bits, kind="sigmoid", resamples=0, memory=3000)
+        assert abs(found.nll.value / reliability(x, bits, kind="sigmoid", resamples=0).nll.value - 1) < 1e-12
+
+
+def test_narrow_products_class_by_class():
+    hidden, classifier = np.eye(5, dtype=np.float16), np.arange(15).reshape(3, 5).astype(np.float16) / 8
+    found = classwise_reliability(gx.linear_logits(hidden, classifier), np.arange(5) % 3, resamples=0)
+    expected = classwise_reliability(classifier.T.astype(np.float32), np.arange(5) % 3, resamples=0)
+    assert found.to_dict() == expected.to_dict()
+
+
 def test_kinds_refused():
     x, y = sampled_bits((20, 3), 1.0)
     with pytest.raises(ValueError, match="kind must be one of 'softmax', 'sigmoid', got 'binary'"):
@@ -683,11 +750,6 @@ def test_kinds_refused():
         reliability(x, y[:, 0], kind="sigmoid")
     with pytest.raises(IndexError, match=r"classes has 3, expected classes in \[0, 3\)"):
         classwise_reliability(x, y[:, 0], classes=[3])
-    products = gx.linear_logits(np.ones((20, 2)), np.ones((3, 2)))
-    with pytest.raises(TypeError, match="must be stored"):
-        classwise_reliability(products, y[:, 0])
-    with pytest.raises(TypeError, match="must be stored"):
-        fit_temperature(products, y, kind="sigmoid")
     with pytest.raises(ValueError, match=r"logits\[0, :\] has 1 entry negative"):
         reliability(x + 10, y, kind="sigmoid", given="probs")
 
@@ -799,7 +861,7 @@ def test_softmax_twice_is_warned_of(tmp_path):
 def test_log_probabilities_are_logits():
     x, y = sampled(200, 8, 1.5)  # a warning would be an error
     again = reliability(gx.log_softmax(x), y)
-    for name, one in reliability(x, y).estimates.items():
+    for name, one in reliability(x, y).intervals.items():
         assert abs(getattr(again, name).value - one.value) < 1e-12, name
     fit = fit_temperature(gx.log_softmax(x), y)
     assert abs(fit.temperature / fit_temperature(x, y).temperature - 1) < 1e-9
@@ -808,8 +870,8 @@ def test_log_probabilities_are_logits():
 # ---- the command ----
 
 
-def calibrate(*arguments):
-    done = gpuxent("calibrate", *arguments)
+def calibrate(*arguments, **environment):
+    done = gpuxent("calibrate", *arguments, **environment)
     assert done.returncode == 0, done.stderr
     return done
 

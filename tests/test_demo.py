@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from gpuxent.calibration import check_temperature
 from gpuxent.evaluation.demo import corpus as demo_corpus
 from gpuxent.evaluation.demo import demonstrate as demo
 from gpuxent.evaluation.demo import report as demo_report
@@ -342,10 +343,30 @@ def test_demo_writes_files_that_score_as_it_says(tmp_path, text_file):
     )
     assert abs(float(told[1])) < 0.5
     assert 0 < float(told[2]) < 0.5
+    check = check_temperature(*(folder / name for name in demo.FILES[:2]), documents=documents)
+    interval = r"(\S+) \((\S+) to (\S+)\)"
+    (said,) = re.findall(
+        rf"temperature of ([\d.]+), .* \(ECE, with 95 % intervals\) {interval} -> {interval}, "
+        r"cross-entropy (\S+) -> (\S+), on the (\d+) documents",
+        one_line,
+    )
+    eces = [f"{number:.3g}" for ece in (check.before.ece, check.after.ece) for number in (ece.value, ece.low, ece.high)]
+    losses_of = [f"{part.nll.value:.4f}" for part in (check.before, check.after)]
+    assert list(said) == [f"{check.fit.temperature:.4f}", *eces, *losses_of, str(check.before.documents)]
     assert all(len(line) <= 80 for line in text.splitlines() if str(folder) not in line)
     command = [line.strip() for line in text.splitlines() if "gpuxent perplexity" in line]
     assert command == [demo.command(folder)]
     assert re.search(r"\(100%\), epoch 3, training loss", progress.file.getvalue())
+
+
+def test_no_temperature_where_there_are_too_few_documents(tmp_path, monkeypatch):
+    """The demonstration goes on."""
+    np.save(tmp_path / "logits.npy", np.zeros((4, 3)))
+    for name in ("labels.npy", "documents.npy"):
+        np.save(tmp_path / name, np.zeros(4, int))
+    found, out = demo.calibrated(tmp_path), recorder(width=1000)
+    demo_report.show_calibration(found, out)
+    assert re.search(r"No temperature was fitted: no (row|temperature) .*\.$", out.file.getvalue(), re.MULTILINE)
 
 
 def test_demo_keeps_only_its_report_by_default(text_file, monkeypatch, tmp_path):

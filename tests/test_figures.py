@@ -21,12 +21,11 @@ import pytest
 from matplotlib import image
 
 import gpuxent as gx
-from gpuxent.evaluation.comparison.result import Comparison
 from gpuxent.evaluation.reports import reported
 from gpuxent.evaluation.reports.figures.chosen import NAMES, figures
 from gpuxent.evaluation.reports.figures.figure import Figure, to_csv, to_html_svg, to_png, to_svg
 from gpuxent.evaluation.reports.figures.style import PALETTE, SERIES, shown
-from gpuxent.evaluation.reports.reported import ReportedComparison, open_reported
+from gpuxent.evaluation.reports.reported import open_reported
 from gpuxent.evaluation.runs.directory import RunDirectory
 from gpuxent.evaluation.statistics.summary import Summary
 from gpuxent.evaluation.statistics.tokens import BlockResult, Tokens
@@ -94,13 +93,13 @@ BIG = big_tokens()
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory):
-    return open_reported(keep(tmp_path_factory.mktemp("runs") / "big", BIG, ignored=10))[0]
+    return open_reported(keep(tmp_path_factory.mktemp("runs") / "big", BIG, ignored=10)).runs[0]
 
 
 @pytest.fixture(scope="module")
 def six(tmp_path_factory):
     folder = tmp_path_factory.mktemp("six")
-    return open_reported([keep(folder / f"run{i}", big_tokens(i, 900, 1 + i / 5)) for i in range(6)])
+    return open_reported([keep(folder / f"run{i}", big_tokens(i, 900, 1 + i / 5)) for i in range(6)]).runs
 
 
 def by_name(runs, comparisons=()):
@@ -127,7 +126,7 @@ def texts(svg):
 
 
 def one_run(folder, *columns, name="run", **options):
-    return open_reported(keep(folder / name, tokens_of(*columns), **options))
+    return open_reported(keep(folder / name, tokens_of(*columns), **options)).runs
 
 
 # ---- data ----
@@ -191,9 +190,9 @@ def test_documents_are_sorted(big):
         assert count[i] == nll.size
         assert mean[i] == pytest.approx(nll.mean(), rel=1e-12)
         assert stderr[i] == pytest.approx(nll.std(ddof=1) / math.sqrt(nll.size), rel=1e-9)
-    highest, lowest = (f"{name}: {np.mean(groups[name]):.3f}" for name in (expected[-1], expected[0]))
-    assert f"the lowest are {lowest}" in figure.description
-    assert f"the highest are {highest}" in figure.description
+    highest, lowest = (f"{name} ({np.mean(groups[name]):.4g})" for name in (expected[-1], expected[0]))
+    assert f"lowest: document {lowest}" in figure.description
+    assert f"highest: {highest}" in figure.description
     assert "\n".join(["highest documents", highest]) in "\n".join(texts(to_svg(figure)))
 
 
@@ -221,7 +220,7 @@ def test_running_mean_and_its_errors(big):
 
 def test_running_does_not_depend_on_blocks(tmp_path, big):
     """Nor on how many tokens are read at once."""
-    again = open_reported(keep(tmp_path / "big", BIG, ignored=10, blocks=41))[0]
+    again = open_reported(keep(tmp_path / "big", BIG, ignored=10, blocks=41)).runs[0]
     np.testing.assert_array_equal(again.running.tokens, big.running.tokens)
     for name in ("mean", "stderr_iid", "stderr_cluster"):
         np.testing.assert_allclose(getattr(again.running, name), getattr(big.running, name), rtol=1e-11)
@@ -247,7 +246,7 @@ def test_of_logits(tmp_path):
     about = {"document": range(20), "n": [30] * 20, "of": ["a", "b"] * 10}
     options = {"metadata": about, "bytes": "n", "group_by": "of"}
     result = gx.evaluate(logits, labels, documents=documents, run=tmp_path / "run", **options)
-    (run,) = open_reported(tmp_path / "run")
+    (run,) = open_reported(tmp_path / "run").runs
     assert run.result == result  # bits per byte and groups too, which the ledger does not know
     assert run.result.bits_per_byte is not None
     assert [group.group for group in run.result.groups] == ["a", "b"]
@@ -266,15 +265,18 @@ def test_of_logits(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def comparison():
+def compared(tmp_path_factory):
     rng = np.random.default_rng(1)
-    base = rng.normal(0, 2, (500, 7))
-    return gx.compare(base, base + rng.normal(0, 0.3, (500, 7)), rng.integers(0, 7, 500), backend="numpy")
+    base, folder = rng.normal(0, 2, (500, 7)), tmp_path_factory.mktemp("compared") / "q4"
+    other, labels = base + rng.normal(0, 0.3, (500, 7)), rng.integers(0, 7, 500)
+    gx.compare(base, other, labels, backend="numpy", run=folder)
+    return open_reported(folder)
 
 
-def test_kld(comparison):
-    assert isinstance(comparison, Comparison)
-    found = ReportedComparison("q4 to f16", "f16", "q4", comparison)
+def test_kld(compared):
+    assert not compared.runs
+    (found,) = compared.comparisons
+    comparison = found.result
     figure = by_name([], [found])["kld"]
     level, kl = numbers(figure, "quantile", "kl")
     assert dict(zip(level, kl, strict=True)) == dict(sorted(comparison.kl_quantiles.items()))
@@ -282,11 +284,13 @@ def test_kld(comparison):
         assert text in figure.description
     check_drawn(figure)
     zeros = replace(comparison, kl_quantiles=dict.fromkeys(comparison.kl_quantiles, 0.0), bad=2)
-    figure = by_name([], [found, ReportedComparison("same", "a", "b", zeros)])["kld"]
+    same = replace(found, name="same", result=replace(zeros, share=0.2509))
+    figure = by_name([], [found, same])["kld"]
+    assert "Partial: 25 % of the rows are done." in figure.description
     assert "2 of 500 tokens have a NaN or infinite loss" in figure.description
     assert any("hollow" in text for text in texts(to_svg(figure)))
     check_drawn(figure)
-    assert by_name([], [ReportedComparison("runs", "a", "b", replace(comparison, kl_quantiles=None))]) == {}
+    assert by_name([], [replace(found, result=replace(comparison, kl_quantiles=None))]) == {}
 
 
 # ---- forms ----
@@ -326,7 +330,7 @@ def check_accessible(root, figure, prefix):
 
 
 def check_for_page(html, figure):
-    check_svg(html, figure, f"{figure.name}-")
+    check_svg(html, figure, f"figure-{figure.name}-")
     assert html.startswith("<svg ")
     root = ElementTree.fromstring(html.encode())
     assert root.get("width") is None
@@ -369,6 +373,38 @@ def test_svg_alone_has_a_heading_and_no_time(big):
     assert "Losses of tokens: big" in texts(svg)
     assert "Losses of tokens: big" not in texts(to_html_svg(by_name([big])["losses"]))
     assert not re.search(r"20\d\d-\d\d-\d\d|metadata|<style", svg)
+
+
+def test_marks_say_their_numbers(big, six, compared):
+    """Where the pointer is."""
+
+    def tips(figure, line):
+        (group,) = (g for g in ElementTree.fromstring(to_html_svg(figure).encode()).iter() if g.get("id") == line)
+        return [title.text for title in group.iter(f"{SVG}title")]
+
+    found = by_name([big])
+    ranges = big.result.by_position
+    assert tips(found["positions"], "figure-positions-marks-0") == [
+        f"big\nposition {p.first}{f'-{p.last}' if p.last > p.first else ''}: {p.cross_entropy:.4g} nats, "
+        f"{p.scored:,} tokens"
+        for p in ranges
+    ]
+    said = tips(found["reliability"], "figure-reliability-marks-0")
+    assert len(said) == 15
+    lowest = BIG.p_max <= 1 / 15
+    assert said[0] == (
+        f"big\naccuracy {(BIG.rank[lowest] == 0).mean():.3f} at a confidence of {BIG.p_max[lowest].mean():.3f}, "
+        f"{lowest.sum()} tokens"
+    )
+    ids = numbers(found["documents"], "document")[0].astype(int)
+    said = tips(found["documents"], "figure-documents-marks-0")
+    assert [int(re.match(r"big\ndocument (\d+): ", tip)[1]) for tip in said] == ids.tolist()
+    assert tips(by_name(six)["headline"], "figure-headline-marks-3")[0].startswith("run3: ")
+    quantiles = compared.comparisons[0].result.kl_quantiles
+    said = tips(by_name([], compared.comparisons)["kld"], "figure-kld-marks-0")
+    assert [float(tip.split()[-2]) for tip in said] == [
+        float(f"{v:.4g}") for _, v in sorted(quantiles.items()) if v > 0
+    ]
 
 
 def test_colours_have_contrast():
@@ -431,15 +467,15 @@ def test_same_bytes_every_time(tmp_path):
     keep(tmp_path / "run", big_tokens(n=500))
     code = (
         "import sys, test_figures; from gpuxent.evaluation.reports.reported import open_reported;"
-        "print(test_figures.digests(open_reported(sys.argv[1])))"
+        "print(test_figures.digests(open_reported(sys.argv[1]).runs))"
     )
     here = str(Path(__file__).parent)
     child = [sys.executable, "-c", f"import sys; sys.path.insert(0, {here!r}); {code}", str(tmp_path / "run")]
     other = subprocess.run(child, check=True, capture_output=True, text=True).stdout.strip()
     before = dict(matplotlib.rcParams)
-    assert str(digests(open_reported(tmp_path / "run"))) == other
+    assert str(digests(open_reported(tmp_path / "run").runs)) == other
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
-        assert str(digests(open_reported(tmp_path / "run"))) == other
+        assert str(digests(open_reported(tmp_path / "run").runs)) == other
     assert dict(matplotlib.rcParams) == before
 
 
@@ -448,7 +484,7 @@ def test_no_global_figures(tmp_path):
     code = (
         "import sys; from gpuxent.evaluation.reports.reported import open_reported;"
         "from gpuxent.evaluation.reports.figures import chosen, figure;"
-        "found = chosen.figures(open_reported(sys.argv[1]));"
+        "found = chosen.figures(open_reported(sys.argv[1]).runs);"
         "assert 'matplotlib' not in sys.modules;"  # data and words need none
         "figure.to_png(found[0]); figure.to_svg(found[1]); assert 'matplotlib.pyplot' not in sys.modules"
     )
@@ -537,7 +573,7 @@ def test_too_many_to_resample(tmp_path, monkeypatch):
 
 
 def test_partial_run(tmp_path):
-    (run,) = open_reported(keep(tmp_path / "run", BIG, rows=7000))
+    (run,) = open_reported(keep(tmp_path / "run", BIG, rows=7000)).runs
     assert not run.complete
     assert run.result.share == 6000 / 7000
     assert run.reliability is not None
@@ -547,7 +583,7 @@ def test_partial_run(tmp_path):
 
 def test_run_without_record_of_tokens(tmp_path):
     tokens = tokens_of(np.linspace(0.1, 5, 60), [*range(6)] * 10)
-    (run,) = open_reported(keep(tmp_path / "run", tokens, kept=False))
+    (run,) = open_reported(keep(tmp_path / "run", tokens, kept=False)).runs
     assert (run.running, run.document_stderr, run.reliability) == (None, None, None)
     found = by_name([run])
     assert set(found) == {"reliability", "losses", "positions", "documents"}
@@ -557,7 +593,7 @@ def test_run_without_record_of_tokens(tmp_path):
 def test_thousands_of_documents(tmp_path):
     rng = np.random.default_rng(0)
     documents = np.arange(40_000) // 4
-    (run,) = open_reported(keep(tmp_path / "run", tokens_of(rng.gamma(2, 2, 40_000), documents)))
+    (run,) = open_reported(keep(tmp_path / "run", tokens_of(rng.gamma(2, 2, 40_000), documents))).runs
     figure = by_name([run])["documents"]
     assert len(figure.columns["document"]) == 10_000
     assert len(to_html_svg(figure)) < 100_000
@@ -568,7 +604,7 @@ def test_thousands_of_documents(tmp_path):
 
 def test_names_are_short_and_unique(tmp_path):
     paths = [keep(tmp_path / name, tokens_of([1.0, 2.0])) for name in ("a/x/run", "b/x/run", "a/other")]
-    assert [run.name for run in open_reported(paths)] == ["a/x/run", "b/x/run", "other"]
+    assert [run.name for run in open_reported(paths).runs] == ["a/x/run", "b/x/run", "other"]
     with pytest.raises(ValueError, match=r"runs must be different folders, got .*a/x/\.\./x/run twice"):
         open_reported([paths[0], tmp_path / "a/x/../x/run"])
     with pytest.raises(ValueError, match="runs must be one folder at least, got none"):
@@ -604,7 +640,7 @@ def test_damaged_folders(tmp_path):
     with pytest.raises(ValueError, match=r"\.parquet cannot be read"):
         open_reported(folder)
     part.write_bytes(whole)
-    assert open_reported(folder)[0].result.scored == 100
+    assert open_reported(folder).runs[0].result.scored == 100
     data = (folder / "ledger.sqlite").read_bytes()
     (folder / "ledger.sqlite").write_bytes(b"x" * len(data))
     with pytest.raises(ValueError, match=r"ledger\.sqlite is damaged"):
@@ -622,9 +658,9 @@ def test_run_of_another_kind(tmp_path):
 def test_result_of_other_tokens_is_not_used(tmp_path):
     folder = keep(tmp_path / "run", tokens_of([1.0, 2.0] * 50))
     (folder / "result.json").write_text('{"scored": 99, "bits_per_byte": 1.5}')
-    assert open_reported(folder)[0].result.bits_per_byte is None
+    assert open_reported(folder).runs[0].result.bits_per_byte is None
     (folder / "result.json").write_text('{"scored": 100, "bits_per_byte": 1.5}')
-    assert open_reported(folder)[0].result.bits_per_byte == 1.5
+    assert open_reported(folder).runs[0].result.bits_per_byte == 1.5
 
 
 # ---- command line ----
@@ -646,7 +682,7 @@ def test_plot(tmp_path):
     expected = [out / f"{name}.{form}" for name in ("losses", "headline") for form in ("csv", "svg")]
     assert done.stdout.splitlines() == [str(path) for path in expected]
     assert sorted(out.iterdir()) == sorted(expected)
-    made = by_name(open_reported(runs))
+    made = by_name(open_reported(runs).runs)
     assert (out / "losses.csv").read_text() == to_csv(made["losses"])
     assert (out / "headline.svg").read_text() == to_svg(made["headline"])
     (out / "losses.csv").write_text("mine")

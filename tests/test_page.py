@@ -18,7 +18,7 @@ from gpuxent.cli import app
 HOSTILE = "<script>alert(1)</script>"
 WORDS = [
     "the", "cat", HOSTILE, '"><img src=x onerror=alert(2)>', "</script><script>alert(3)</script>", "{{7*7}}", "$x_1$",
-    "שלום", "🙂", "a\u2028b", "&amp;", "İstanbul", "--><b>", "javascript:alert(4)", " ", "",
+    "שלום", "🙂", "a\u2028b", "&amp;", "İstanbul", "--><b>", "JavaScript:alert(4)", " ", "",
 ]  # fmt: skip
 LENGTHS = (40, 700, 1, 300, 60)
 NAMES = ["alpha", HOSTILE, "gamma", "δelta & co", "it's"]
@@ -206,6 +206,8 @@ def test_search_finds_words_also_across_tokens_and_documents(chromium, path, run
         assert found(page) == f"{2 * len(pairs):,} tokens match"
         page.locator("#search").press("Enter")
         assert page.locator(".t.current").get_attribute("data-i") == str(pairs[0])
+        page.locator("#search").fill("javascript")
+        assert found(page) == f"{np.count_nonzero(tokens.label == WORDS.index('JavaScript:alert(4)')):,} tokens match"
         page.locator("#search").fill("δelta")
         assert page.locator("#tokens article:not([hidden]) h3").all_inner_texts()[0].startswith("δelta & co")
         assert page.locator("#tokens article:not([hidden])").count() == 1

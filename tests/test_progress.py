@@ -47,6 +47,32 @@ def test_a_job_that_fails_says_how_far_it_came(clock):
     assert lines(console) == ["gpuxent: 4/10 rows (40%), 1.0 s taken"]
 
 
+def test_several_passes_over_the_same_rows(clock):
+    console = Console(file=io.StringIO())
+    with Progress(10, "rows", console) as bar:
+        for number in (1, 2):
+            bar.again(f"pass {number}: slopes")
+            for _ in range(2):
+                clock[0] += 3
+                bar.advance(5)
+    assert lines(console) == [
+        "gpuxent: 5/10 rows (50%), pass 1: slopes, 3.0 s left",
+        "gpuxent: 10/10 rows (100%), pass 1: slopes, 6.0 s taken",
+        "gpuxent: 5/10 rows (50%), pass 2: slopes, 3.0 s left",
+        "gpuxent: 10/10 rows (100%), pass 2: slopes, 6.0 s taken",
+    ]
+
+
+def test_the_bar_begins_again():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None, _environ={})
+    with Progress(20, "rows", console) as bar:
+        bar.advance(20)
+        bar.again("pass 2: slopes")
+        bar.advance(5)
+    shown = re.findall(r"(\d+)/20 rows, .*? left +(\S.*?slopes)|(20)/20", console.file.getvalue())
+    assert shown[-1][:2] == ("5", "pass 2: slopes")
+
+
 def test_nothing_to_do():
     console = Console(file=io.StringIO())
     with Progress(0, "rows", console):

@@ -28,6 +28,11 @@ def test_examples_run():
             assert names["check"].helps
             assert names["found"].ece.low > 0.1
             assert names["each"].classes == (3, 17)
+            assert abs(names["scaling"].scale.mean() - 0.5) < 0.05
+            assert (
+                abs(gx.evaluate(names["mended"], names["words"]).cross_entropy - names["scaling"].cross_entropy) < 1e-12
+            )
+            assert names["scaled"].helps
         if "gx.linear_cross_entropy" in block:
             assert (
                 abs(names["loss"] - gx.cross_entropy(names["hidden"] @ names["classifier"].T, names["labels"])) < 1e-4

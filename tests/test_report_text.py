@@ -85,9 +85,9 @@ def test_a_stretch_without_a_finite_loss_is_among_the_worst(bad):
 
 def test_few_tokens_are_not_the_worst_stretch():
     tokens = record((5, 100, 100))
-    tokens.nll[:5] = 50.0
+    tokens.nll[:5], tokens.nll[5:105], tokens.nll[105:] = 50.0, 1.0, 2.0
     shown = shown_text([("a", lambda: iter([tokens]))], 201)
-    assert len(shown.tokens[0]) == 105  # one of the long ones, then the beginning
+    assert shown.stretches.first.tolist() == [0, 105]  # the worst of the long ones, then the beginning
 
 
 def test_one_stretch_is_always_shown():

@@ -126,6 +126,34 @@ def test_bins_are_closed_on_the_right():
     assert [b.confidence.value for b in bins] == [p[1], p[2]] + [0] * 11 + [p[3], 1.0]
 
 
+@pytest.mark.parametrize("bins", [3, 10, 15, 20])
+def test_the_edges_that_are_shown_are_those_that_are_used(bins):
+    """A p_max equal to an upper edge is in that bin, and the next number in the next one."""
+    shown = Totals.identity(bins=bins).calibration_bins
+    edges = np.array([b.upper for b in shown[:-1]])
+    p = np.concatenate([edges, np.nextafter(edges, 1)])
+    row = np.arange(p.size)
+    found = Totals.of(Tokens(row, row, row, -np.log(p), p, p, row), 0, bins=bins)
+    assert [b.count for b in found.calibration_bins] == [1, *[2] * (bins - 2), 1]
+    assert [b.lower for b in shown] == [0.0, *edges]
+    assert shown[-1].upper == 1.0
+
+
+def test_counts_of_billions():
+    """Float32 counts stop at 2**24, and sums of twos at 2**25: here each merge doubles them, and one more row shows."""
+    (one,) = totals_of(np.log([[0.75, 0.25], [0.25, 0.75]]), np.array([0, 0]), [(0, 2)])
+    many = one
+    for _ in range(40):
+        many = many.merge(many)
+    many = many.merge(one)
+    count = 2**40 + 1
+    filled = [b for b in many.calibration_bins if b.count]
+    assert [(b.count, many.hits[0]) for b in filled] == [(2 * count, count)]
+    assert (filled[0].accuracy, filled[0].confidence) == (0.5, one.calibration_bins[11].confidence)
+    assert many.calibration_error == one.calibration_error
+    assert Totals.from_json(many.to_json()) == many
+
+
 def test_a_row_of_nan_is_in_no_bin_and_no_hit():
     totals = Totals.of(tokens_of([np.nan, np.inf, 1.0], [np.nan, 0.5, 0.5], [0, 0, 0]), 4)
     assert (totals.scored, totals.ignored, totals.hits, totals.nan.first, totals.infinite.first) == (3, 4, (1, 1), 0, 1)

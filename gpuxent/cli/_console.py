@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -65,6 +66,21 @@ def row_progress(rows: int, console: Console, note: Callable[[Any], str]) -> Ite
             progress.advance(done, note(summary))
 
         yield watch
+
+
+@contextmanager
+def pass_progress(rows: int, console: Console) -> Iterator[Callable[[str], Callable[[int], None]]]:
+    """The same of several passes over the rows, one after the other: a watch for each, by its name."""
+    from gpuxent.evaluation.progress import Progress
+
+    numbers = count(1)
+    with Progress(rows, "rows", console) as progress:
+
+        def begin(name: str) -> Callable[[int], None]:
+            progress.again(f"pass {next(numbers)}: {name}")
+            return progress.advance
+
+        yield begin
 
 
 def check_writable(output: Path | None, *inputs: str | Path | None) -> None:

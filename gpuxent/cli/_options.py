@@ -22,6 +22,14 @@ reading, counting, scoring = panel("Input"), panel("Which tokens count"), panel(
 keeping, computing, writing = panel("Keeping a run"), panel("Where it is computed"), panel("Result")
 
 
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """Integers with commas between."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} must be integers with commas between, got {text!r}") from None
+
+
 class Format(StrEnum):
     table = "table"
     json = "json"

@@ -11,7 +11,7 @@ import typer
 
 from gpuxent import __version__
 from gpuxent.cli._console import INTERRUPTED, bad_input_exits, check_writable, console, row_progress, say, written_to
-from gpuxent.cli._options import SOURCES, ResultFormat, computing, counting, keeping, reading, scoring, writing
+from gpuxent.cli._options import SOURCES, ResultFormat, computing, counting, keeping, numbers, reading, scoring, writing
 
 
 def perplexity(
@@ -128,13 +128,6 @@ def with_progress(
         row_progress(job.rows, console(stderr=True), note) as watch,
     ):
         return evaluate(job, memory=size, workers=team, stop=stop, watch=watch, **kept)
-
-
-def numbers(text: str, option: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{option} must be integers with commas between, got {text!r}") from None
 
 
 def loss_so_far(summary: Any) -> str:

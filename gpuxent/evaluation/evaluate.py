@@ -51,7 +51,7 @@ def perplexity(
         "check_labels": check_labels,
         "backend": backend,
     }
-    if _is_source(logits):
+    if is_source(logits):
         return evaluate(logits, labels, **options).perplexity
     mean = cross_entropy(logits, labels, **options)
     with np.errstate(over="ignore"):
@@ -220,12 +220,12 @@ def linear_logits(hidden: Data, classifier: Data, bias: Data | None = None) -> L
 
 def as_source(value: Any, name: str, beside: Array | None = None) -> Source:
     """What to read: a source as it is, a path opened, an array checked at the door."""
-    if _is_source(value):
+    if is_source(value):
         return open_source(value) if isinstance(value, (str, Path)) else value
     array = arguments.array(value, name) if beside is None else arguments.beside(value, name, beside)
     return DaskSource(array, name) if is_dask(array) else ArraySource(array, name)
 
 
-def _is_source(value: Any) -> bool:
+def is_source(value: Any) -> bool:
     """A path, or what one gives when it is opened."""
     return isinstance(value, (str, Path)) or (hasattr(value, "read") and hasattr(value, "row_chunk"))

@@ -28,7 +28,7 @@ class Progress:
         self._bar: Bar | None = None
 
     def __enter__(self) -> Progress:
-        self._started = self._last_line = time.monotonic()
+        self._started = self._pass_started = self._last_line = time.monotonic()
         self._printed: int | None = None
         if self.console.is_terminal and not self.console.is_dumb_terminal:
             self._bar = Bar(
@@ -52,6 +52,12 @@ class Progress:
         elif time.monotonic() - self._last_line >= LINE_SECONDS:
             self._print_line()
 
+    def again(self, note: str) -> None:
+        """The same units once more, as in another pass over them."""
+        self._done, self._note, self._pass_started = 0, note, time.monotonic()
+        if self._bar is not None:
+            self._bar.reset(self._task, note=note)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -63,9 +69,9 @@ class Progress:
 
     def _print_line(self, last: bool = False) -> None:
         self._last_line, self._printed = time.monotonic(), self._done
-        elapsed = self._last_line - self._started
         line = f"gpuxent: {counts(self._done, self.total, self.unit)}"
-        when = f"{duration(elapsed)} taken" if last else remaining(self._done, self.total, elapsed)
+        left = remaining(self._done, self.total, self._last_line - self._pass_started)
+        when = f"{duration(self._last_line - self._started)} taken" if last else left
         parts = [line, *([self._note] if self._note else []), when]
         self.console.print(", ".join(parts), markup=False, highlight=False, soft_wrap=True)
 

@@ -158,8 +158,8 @@ class ForecastJob(PartJob):
 
 
 def of_blocks(results: Iterable[BlockResult]) -> Forecasts:
-    """All forecasts, in the order of the rows."""
-    parts = [part.summary for part in sorted(results, key=lambda result: result.first)]
+    """All forecasts, of blocks in the order of their rows."""
+    parts = [result.summary for result in results]
     if not parts:
         raise ValueError("no row to measure: of 0 rows none counts")
     return Forecasts.concatenated(parts)

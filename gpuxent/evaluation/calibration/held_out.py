@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -36,3 +37,13 @@ def drawn(names: np.ndarray, share: float, seed: int) -> np.ndarray:
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z ^= z >> np.uint64(31)
     return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53 < share
+
+
+def check_losses(sums: Any, purpose: str, hint: str = "") -> None:
+    """ValueError if no row counts, or if one has a loss that is not finite and that no fit could mend."""
+    if sums.scored == 0:
+        raise ValueError(f"no row to {purpose}: of {sums.ignored:,} rows none counts")
+    for bad, what, why in ((sums.nan, "NaN", hint), (sums.infinite, "infinity", "")):
+        if bad.count:
+            which = f"{bad.count:,} of {sums.scored:,} rows have a loss of {what}, first row {bad.first:,}"
+            raise ValueError(f"logits must give every label a probability above 0: {which}{why}")

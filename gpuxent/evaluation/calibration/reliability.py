@@ -12,6 +12,7 @@ from gpuxent._records import ExactSum
 from gpuxent.evaluation.calibration.forecasts import Forecasts
 from gpuxent.evaluation.statistics.result import finite
 from gpuxent.evaluation.statistics.sums import exact_sum, sums_by_group
+from gpuxent.evaluation.statistics.totals import bin_edges
 
 BINNINGS = ("width", "mass")
 MOST_UNITS = 1000  # that are resampled: the error of an interval's width is then 2 %
@@ -19,8 +20,8 @@ SEVERAL = 2**22  # numbers that a batch of resamples makes at once
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A statistic, and the interval that resampling gives it (NaN where there is none)."""
+class Interval:
+    """A statistic between the ends of the interval that resampling gives it (NaN where there is none)."""
 
     value: float
     low: float
@@ -36,7 +37,7 @@ class ReliabilityBin:
     upper: float
     count: int
     confidence: float
-    accuracy: Estimate
+    accuracy: Interval
 
 
 @dataclass(frozen=True)
@@ -61,26 +62,26 @@ class Reliability:
     documents: int | None
     binning: str
     level: float  # of the intervals
-    accuracy: Estimate  # share of the rows in which the event came
-    confidence: Estimate  # mean forecast
-    ece: Estimate
-    mce: Estimate
-    ace: Estimate
-    brier: Estimate
-    reliability: Estimate
-    resolution: Estimate
-    uncertainty: Estimate
-    within_bin_variance: Estimate
-    within_bin_covariance: Estimate
-    brier_all_classes: Estimate | None
-    nll: Estimate
+    accuracy: Interval  # share of the rows in which the event came
+    confidence: Interval  # mean forecast
+    ece: Interval
+    mce: Interval
+    ace: Interval
+    brier: Interval
+    reliability: Interval
+    resolution: Interval
+    uncertainty: Interval
+    within_bin_variance: Interval
+    within_bin_covariance: Interval
+    brier_all_classes: Interval | None
+    nll: Interval
     bins: tuple[ReliabilityBin, ...] = field(repr=False)
 
     @property
-    def estimates(self) -> dict[str, Estimate]:
+    def intervals(self) -> dict[str, Interval]:
         """By name."""
         named = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in named.items() if isinstance(value, Estimate)}
+        return {name: value for name, value in named.items() if isinstance(value, Interval)}
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: None for what is not finite."""
@@ -92,8 +93,8 @@ class ClasswiseReliability:
     """`Reliability` of each class, with the mean of their ece over the classes, and the largest of them."""
 
     classes: tuple[int, ...]
-    ece: Estimate
-    max_ece: Estimate
+    ece: Interval
+    max_ece: Interval
     by_class: tuple[Reliability, ...] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def edges_of(probability: np.ndarray, bins: int, binning: str) -> np.ndarray:
     """What divides the bins: an edge belongs to the bin below it. With equal mass, equal forecasts share a bin, so
     there may be fewer bins than asked for."""
     if binning == "width":
-        return np.linspace(0, 1, bins + 1)[1:-1]
+        return bin_edges(bins)[1:-1]
     ranked = np.sort(probability)
     last = -(-np.arange(1, bins) * ranked.size // bins) - 1  # of each bin but the last one
     edges = np.unique(ranked[last[last >= 0]])
@@ -240,7 +241,7 @@ LIMITS = {"resolution": (0.0, 0.25), "uncertainty": (0.0, 0.25), "within_bin_cov
 LIMITS |= {"nll": (0.0, math.inf), "brier_all_classes": (0.0, 2.0)}
 
 
-def estimate(name: str, value: float, resampled: Any, level: float) -> Estimate:
+def interval(name: str, value: float, resampled: Any, level: float) -> Interval:
     """With twice the value minus the quantiles of resamples, the basic bootstrap interval.
 
     Chance makes |accuracy - confidence| of a bin larger, and resampling adds as much again: this takes it off, where
@@ -248,19 +249,19 @@ def estimate(name: str, value: float, resampled: Any, level: float) -> Estimate:
     held it, of those of quantiles 19 %; from 3000 rows 91 and 86 %. (Of an ECE of 0, the end of its range, 54 and 0 %.)
     """
     if resampled is None or not math.isfinite(value):
-        return Estimate(float(value), math.nan, math.nan)
+        return Interval(float(value), math.nan, math.nan)
     finite_ones = resampled[np.isfinite(resampled)]
     if not finite_ones.size:
-        return Estimate(float(value), math.nan, math.nan)
+        return Interval(float(value), math.nan, math.nan)
     below, above = np.quantile(finite_ones, [(1 - level) / 2, (1 + level) / 2])
     low, high = np.clip([2 * value - above, 2 * value - below], *LIMITS.get(name, (0.0, 1.0)))
-    return Estimate(float(value), float(low), float(high))
+    return Interval(float(value), float(low), float(high))
 
 
 def result_of(forecasts: Forecasts, found: Measured, binning: str, how: Resampling) -> Reliability:
     """The measured statistics with their intervals."""
     made = {
-        name: estimate(name, value, found.resampled.get(name), how.level)
+        name: interval(name, value, found.resampled.get(name), how.level)
         for name, value in found.values.items()
         if name != "bin_accuracy"
     }
@@ -272,7 +273,7 @@ def result_of(forecasts: Forecasts, found: Measured, binning: str, how: Resampli
             ends[i + 1],
             int(count),
             float(found.confidences[i]) if count else math.nan,
-            estimate("", found.values["bin_accuracy"][i], None if shares is None else shares[:, i], how.level),
+            interval("", found.values["bin_accuracy"][i], None if shares is None else shares[:, i], how.level),
         )
         for i, count in enumerate(found.counts)
     )
@@ -292,7 +293,7 @@ def classwise(
     mean, most = (np.mean(again, axis=0), np.max(again, axis=0)) if len(again) == len(found) else (None, None)
     return ClasswiseReliability(
         classes,
-        estimate("ece", math.fsum(eces) / len(eces), mean, how.level),
-        estimate("ece", eces.max(), most, how.level),
+        interval("ece", math.fsum(eces) / len(eces), mean, how.level),
+        interval("ece", eces.max(), most, how.level),
         tuple(result_of(forecasts, one, binning, how) for forecasts, one in zip(by_class, found, strict=True)),
     )

@@ -7,8 +7,12 @@ import math
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from gpuxent.evaluation.calibration.reliability import Estimate, Reliability
-from gpuxent.evaluation.calibration.temperature import TemperatureCheck
+import numpy as np
+
+from gpuxent.evaluation.calibration.checking import CalibrationCheck
+from gpuxent.evaluation.calibration.reliability import ClasswiseReliability, Interval, Reliability
+from gpuxent.evaluation.calibration.scaling import ScalingFit
+from gpuxent.evaluation.calibration.temperature import TemperatureFit
 from gpuxent.evaluation.reports.tables import Section, decimal, error, percent, write_text
 from gpuxent.evaluation.statistics.result import finite
 
@@ -28,27 +32,40 @@ NAMES = {
 
 
 def write(
-    result: Reliability | TemperatureCheck, form: str, run: dict[str, Any], file: TextIO, width: int | None = None
+    result: Reliability | CalibrationCheck,
+    form: str,
+    run: dict[str, Any],
+    file: TextIO,
+    width: int | None = None,
+    classes: ClasswiseReliability | None = None,
 ) -> None:
-    """The result as "table", "markdown" or "json"; `run` says what was measured and how."""
+    """The result as "table", "markdown" or "json"; `run` says what was measured and how, `classes` are those of a
+    Reliability."""
     if form == "json":
-        data = result.to_dict() | {"run": finite(run)}
-        file.write(json.dumps(data, indent=2, allow_nan=False, default=str) + "\n")
+        data = result.to_dict() | ({} if classes is None else {"classes": classes.to_dict()})
+        file.write(json.dumps(data | {"run": finite(run)}, indent=2, allow_nan=False, default=str) + "\n")
         return
     if isinstance(result, Reliability):
-        columns = [("value", result)]
+        columns, by_class = [("value", result)], [("", classes)]
         lines = [_first_line(result, run)]
     else:
         columns = [("before", result.before), ("after", result.after)]
-        lines = [_first_line(result.before, run), *_fit_lines(result)]
-    write_text(lines, [_scores(columns), *map(_bins, columns)], form, file, width)
+        by_class = [("before", result.classes_before), ("after", result.classes_after)]
+        lines = [_first_line(result.before, run), *_fit_lines(result.fit)]
+    classwise = [_classes(name, found) for name, found in by_class if found is not None]
+    write_text(lines, [_scores(columns), *map(_bins, columns), *classwise], form, file, width)
 
 
-def warnings(result: Reliability | TemperatureCheck) -> Iterator[str]:
+def warnings(result: Reliability | CalibrationCheck) -> Iterator[str]:
     """What there is to warn of."""
-    if isinstance(result, TemperatureCheck) and not result.helps:
+    if isinstance(result, Reliability):
+        return
+    if isinstance(result.fit, ScalingFit) and not result.fit.converged:
+        yield result.fit.unfinished
+    if not result.helps:
         risen = [name for name in ("nll", "ece") if not _of(result.after, name) < _of(result.before, name)]
-        yield f"on the rows held out the temperature does not lower {' and '.join(map(str.upper, risen))}"
+        what = f"{result.fit.method} scaling" if isinstance(result.fit, ScalingFit) else "the temperature"
+        yield f"on the rows held out {what} does not lower {' and '.join(map(str.upper, risen))}"
 
 
 def _of(result: Reliability, name: str) -> float:
@@ -65,8 +82,13 @@ def _first_line(result: Reliability, run: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def _fit_lines(result: TemperatureCheck) -> Iterator[str]:
-    fit = result.fit
+def _fit_lines(fit: TemperatureFit | ScalingFit) -> Iterator[str]:
+    if isinstance(fit, ScalingFit):
+        whole = fit.scale if fit.method == "vector" else np.diagonal(fit.scale)
+        ends = [f"{decimal(_short(v.min()))} to {decimal(_short(v.max()))}" for v in (whole, fit.bias)]
+        yield f"{fit.method} scaling, C = {fit.C:g}, of {fit.scored:,} other rows, in {fit.passes} passes"
+        yield f"{'scales' if fit.method == 'vector' else 'diagonal'} {ends[0]}, biases {ends[1]}"
+        return
     by_document = fit.stderr_cluster is not None
     spread = error(fit.stderr_cluster if by_document else fit.stderr_iid)
     unit = "cluster(doc)" if by_document else "iid"
@@ -101,7 +123,24 @@ def _bins(column: tuple[str, Reliability]) -> Section:
     return Section(title, ("probability", "rows", "confidence", "accuracy", "interval"), rows)
 
 
-def _interval(cell: Estimate) -> str:
+def _classes(name: str, found: ClasswiseReliability) -> Section:
+    level = f"{100 * found.by_class[0].level:g} % interval"
+    rows = [
+        (
+            str(c),
+            percent(one.accuracy.value),
+            percent(one.confidence.value),
+            decimal(_short(one.ece.value)),
+            _interval(one.ece),
+            decimal(_short(one.brier.value)),
+        )
+        for c, one in zip(found.classes, found.by_class, strict=True)
+    ]
+    title = f"Classes, {name}" if name else "Classes"
+    return Section(title, ("class", "is label", "mean p", "ECE", level, "Brier score"), rows)
+
+
+def _interval(cell: Interval) -> str:
     if math.isnan(cell.low):
         return "-"
     return f"{decimal(_short(cell.low))} - {decimal(_short(cell.high))}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -13,39 +11,15 @@ import numpy as np
 
 from gpuxent import _arguments as arguments
 from gpuxent.backends import is_cupy, is_dask
-from gpuxent.evaluation.calibration.forecasts import ForecastJob, Forecasts, of_blocks
 from gpuxent.evaluation.calibration.sigmoids import RepeatedSource, pairs
-from gpuxent.evaluation.calibration.temperature import SlopeJob, SlopeSums, TemperatureFit, best_temperature
-from gpuxent.evaluation.cluster import ClientWorkers, check_reachable, default_client
+from gpuxent.evaluation.cluster import default_client
 from gpuxent.evaluation.evaluate import Data, as_source, open_job
 from gpuxent.evaluation.files.sampling import kind_of_floats, sample_floats
 from gpuxent.evaluation.job import Job
-from gpuxent.evaluation.score import block_results, score, unchanged
 from gpuxent.evaluation.sources import Source
 
 DOUBT_BYTES = 4 * 2**20  # of logits to look at
 FEW_ROWS = 100  # may be near to uniform by chance
-
-
-def forecasts_of(
-    job: Job, probs: bool, classes: tuple[int, ...] | None = None, *, memory: int | None = None, client: Any = None
-) -> Forecasts:
-    """The forecasts of all rows that count."""
-    if probs and not arguments.transform(**job.transform).is_identity:
-        raise ValueError("temperature and softcap must be left at their defaults with given='probs'")
-    tolerance = arguments.sum_tolerance(job.logits.dtype) if probs else None
-    measured = ForecastJob(**vars(job), tolerance=tolerance, classes=classes)
-    workers = None
-    if client is not None:
-        check_reachable(job)
-        workers = ClientWorkers(client)
-    with unchanged(job), closing(block_results(measured, [range(job.rows)], memory=memory, workers=workers)) as results:
-        return of_blocks(results)
-
-
-def of_ones(job: Job, probs: bool, **options: Any) -> Forecasts:
-    """Of the second class of two."""
-    return replace(forecasts_of(job, probs, (1,), **options).of_class(0), brier=None)
 
 
 def open_rows(
@@ -92,21 +66,6 @@ def chosen_classes(classes: Any, count: int) -> tuple[int, ...]:
 
 def client_for(client: Any, logits: Any) -> Any:
     return client or (default_client() if is_dask(logits) else None)
-
-
-def temperature_of(job: Job, memory: int | None = None, client: Any = None) -> TemperatureFit:
-    """The best temperature of a job."""
-    slopes = SlopeJob(**vars(job))
-    if client is not None:
-        check_reachable(job)
-
-    def at(temperature: float) -> SlopeSums:
-        workers = None if client is None else ClientWorkers(client)
-        heated = replace(slopes, transform=job.transform | {"temperature": temperature})
-        return score(heated, memory=memory, workers=workers)
-
-    with unchanged(job):
-        return best_temperature(at)
 
 
 def doubts(rows: Source, probs: bool) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpuxent.backends import is_dask
-from gpuxent.evaluation.sources import FileStamp, Source
+from gpuxent.evaluation.sources import FileStamp, Source, stored
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,22 @@ class DaskSigmoids(SigmoidSource):
         return [edge * self.columns for edge in self.scores.row_edges]  # type: ignore[attr-defined]
 
 
+class ProductSigmoids(SigmoidSource):
+    """Of hidden states and a classifier."""
+
+    @property
+    def hidden(self) -> Source:
+        return self.scores.hidden  # type: ignore[attr-defined]
+
+    @property
+    def parts(self) -> dict[str, Source | None]:
+        return self.scores.parts  # type: ignore[attr-defined]
+
+    @property
+    def tile_rows(self) -> int:
+        return self.scores.tile_rows * self.columns  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class RepeatedSource:
     """Integers of rows, once for each of the row's elements; by default the rows' numbers."""
@@ -119,9 +135,9 @@ def columns_of(shape: tuple[int, ...]) -> int:
 
 
 def pairs(scores: Source, probs: bool) -> SigmoidSource:
-    """TypeError of logits that are products, which are never there to be paired."""
-    if hasattr(scores, "factors"):
-        raise TypeError(f"logits ({scores.name}) must be stored with kind='sigmoid', got products; store them")
+    """The source of pairs for scores of any kind."""
     if not scores.shape or math.prod(scores.shape[1:]) == 0:
         raise ValueError(f"logits ({scores.name}) must have shape (rows,) or (..., labels), got {scores.shape}")
+    if hasattr(scores, "parts"):
+        return ProductSigmoids(stored(scores), probs)
     return (DaskSigmoids if hasattr(scores, "row_edges") else SigmoidSource)(scores, probs)

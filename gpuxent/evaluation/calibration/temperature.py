@@ -12,8 +12,7 @@ import numpy as np
 from gpuxent import _row_loss
 from gpuxent._records import IGNORED, NOTHING, ExactSum
 from gpuxent._rows import Rows
-from gpuxent.evaluation.calibration.held_out import PartJob
-from gpuxent.evaluation.calibration.reliability import Reliability
+from gpuxent.evaluation.calibration.held_out import PartJob, check_losses
 from gpuxent.evaluation.job import Labelled
 from gpuxent.evaluation.statistics.clustered import ratio
 from gpuxent.evaluation.statistics.documents import DocumentSums
@@ -51,27 +50,6 @@ class TemperatureFit:
     def to_dict(self) -> dict[str, Any]:
         """For JSON: None for what is not finite."""
         return finite(asdict(self))
-
-
-@dataclass(frozen=True)
-class TemperatureCheck:
-    """What `check_temperature` returns: the temperature of one part of the rows, and the reliability of the other part
-    before and after logits are divided by it."""
-
-    fit: TemperatureFit
-    before: Reliability
-    after: Reliability
-
-    @property
-    def helps(self) -> bool:
-        """Did both NLL and ECE fall on the rows held out?"""
-        nll, ece = self.after.nll.value < self.before.nll.value, self.after.ece.value < self.before.ece.value
-        return nll and ece
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: None for what is not finite."""
-        parts = {name: getattr(self, name).to_dict() for name in ("fit", "before", "after")}
-        return parts | {"helps": self.helps}
 
 
 @dataclass(frozen=True)
@@ -185,12 +163,7 @@ def best_temperature(at: Callable[[float], SlopeSums]) -> TemperatureFit:
 
 def check_rows(sums: SlopeSums) -> None:
     """ValueError if these rows have no best temperature, or one of 0."""
-    if sums.scored == 0:
-        raise ValueError(f"no row to fit a temperature to: of {sums.ignored:,} rows none counts")
-    for bad, what in ((sums.nan, "NaN"), (sums.infinite, "infinity")):
-        if bad.count:
-            which = f"{bad.count:,} of {sums.scored:,} rows have a loss of {what}, first row {bad.first:,}"
-            raise ValueError(f"logits must give every label a probability above 0: {which}")
+    check_losses(sums, "fit a temperature to")
     if sums.gap.units == 0 and sums.slope.squares.units == 0:
         raise ValueError("no temperature is best: in every row all classes are as probable, at any temperature")
     if sums.gap.units == 0:

@@ -17,6 +17,9 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from gpuxent.evaluation.calibration.checking import CalibrationCheck
+from gpuxent.evaluation.calibration.fitting import check_temperature
+from gpuxent.evaluation.calibration.temperature import TemperatureFit
 from gpuxent.evaluation.comparison.compare import compare
 from gpuxent.evaluation.comparison.result import Comparison
 from gpuxent.evaluation.demo import report as demo_report
@@ -58,6 +61,7 @@ def run_demo(
             out.print(table)
         runs = kept_runs(folder)
         demo_report.show_comparison(compare_rounded(trained.model, corpus, settings, folder, runs), ROUNDED_BITS, out)
+        demo_report.show_calibration(calibrated(folder), out)
         demo_report.show_report(write_report(corpus, folder, runs), out)
         if output is not None:
             demo_report.show(out, "\nScore the files again:")
@@ -171,6 +175,16 @@ def write_report(corpus: Corpus, folder: Path, runs: tuple[Path, Path] | None) -
     path = folder / REPORT
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def calibrated(folder: Path) -> CalibrationCheck[TemperatureFit] | str:
+    """A temperature for the stored logits, fitted to half of the documents and checked on the others; or why there is
+    none, as for a text of few."""
+    logits, labels, documents = (folder / name for name in FILES[:3])
+    try:
+        return check_temperature(logits, labels, documents=documents)
+    except ValueError as error:
+        return str(error)
 
 
 def baselines(corpus: Corpus) -> dict[str, float]:

@@ -12,6 +12,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gpuxent.evaluation.calibration.checking import CalibrationCheck
+from gpuxent.evaluation.calibration.temperature import TemperatureFit
 from gpuxent.evaluation.comparison.result import Comparison
 from gpuxent.evaluation.demo.corpus import Corpus
 from gpuxent.evaluation.demo.model import Settings, Trained
@@ -101,6 +103,23 @@ def show_comparison(found: Comparison, bits: int, out: Console) -> None:
         f"(standard error {error(stderr)}), perplexity {decimal(found.base_perplexity.value)} -> "
         f"{decimal(found.other_perplexity.value)}. KL divergence {decimal(found.kl.value)} nats per token, 99 % of the "
         f"tokens below {found.kl_quantiles[0.99]:.2g}; the same most probable word in {percent(found.same_top.value)}.",
+    )
+
+
+def show_calibration(found: CalibrationCheck[TemperatureFit] | str, out: Console) -> None:
+    """The answer of `gpuxent calibrate` in a sentence."""
+    if isinstance(found, str):
+        show(out, f"\nNo temperature was fitted: {found}.")
+        return
+    before, after = (
+        f"{ece.value:.3g} ({ece.low:.3g} to {ece.high:.3g})" for ece in (found.before.ece, found.after.ece)
+    )
+    show(
+        out,
+        f"\nDivided by a temperature of {found.fit.temperature:.4f}, by gpuxent.calibration: calibration error (ECE, "
+        f"with {100 * found.before.level:g} % intervals) {before} -> {after}, cross-entropy "
+        f"{found.before.nll.value:.4f} -> {found.after.nll.value:.4f}, on the {found.before.documents:,} documents "
+        "that the temperature was not fitted to.",
     )
 
 

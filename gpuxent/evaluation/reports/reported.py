@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuxent.evaluation.calibration.calibrate import reliability_of
 from gpuxent.evaluation.calibration.forecasts import Forecasts
-from gpuxent.evaluation.calibration.reliability import Reliability, Resampling
+from gpuxent.evaluation.calibration.reliability import Reliability, Resampling, measure, result_of
 from gpuxent.evaluation.comparison.kept import comparison_of_run
 from gpuxent.evaluation.comparison.result import Comparison
 from gpuxent.evaluation.reports.running import Running, RunningMean
@@ -202,5 +201,6 @@ def _of_tokens(
     reliability = None
     if not why:
         joined = replace(Forecasts.concatenated(forecasts), ignored=result.ignored)
-        reliability = reliability_of(joined, len(result.bins), "width", Resampling())
+        how = Resampling()
+        reliability = result_of(joined, measure(joined, len(result.bins), "width", how), "width", how)
     return reliability, why, running.result(), running.document_stderr()

@@ -10,7 +10,7 @@ from gpuxent.evaluation.sources._base import FileStamp, SeveralError, Source
 from gpuxent.evaluation.sources.arrays import ArraySource, DaskSource
 from gpuxent.evaluation.sources.hdf5 import open_hdf5
 from gpuxent.evaluation.sources.kld import MAGIC, open_kld
-from gpuxent.evaluation.sources.linear import LinearSource
+from gpuxent.evaluation.sources.linear import LinearSource, stored
 from gpuxent.evaluation.sources.npy import open_npy
 from gpuxent.evaluation.sources.pair import PairSource
 from gpuxent.evaluation.sources.parquet import open_parquet
@@ -28,6 +28,7 @@ __all__ = [
     "Source",
     "members",
     "open_source",
+    "stored",
 ]
 
 OPENERS: dict[str, Callable[[Path, str | None], Source]] = {

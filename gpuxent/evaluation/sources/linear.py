@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpuxent import _arguments as arguments
-from gpuxent.backends import linear_logits, tile_rows
+from gpuxent.backends import computed, linear_logits, made, tile_rows
 from gpuxent.evaluation.sources._base import FileStamp, Source
 
 _LOADED: dict[Any, Any] = {}
@@ -64,6 +64,23 @@ class LinearSource:
 
     def check(self, rows: slice, columns: slice | None = None) -> None:
         self.hidden.check(rows, columns)
+
+
+class MadeSource(LinearSource):
+    """The same as arrays, for what cannot be measured tile by tile: a block's logits are all there at once."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(arguments.row_dtype(self.hidden))
+
+    def read(self, rows: slice, columns: slice | None = None) -> Any:
+        (hidden,) = computed(self.hidden.read(rows, slice(None)))
+        return made(linear_logits(hidden, _loaded(self.classifier), None if self.bias is None else _loaded(self.bias)))
+
+
+def stored(source: Source) -> Source:
+    """A source whose reads are arrays: of products `MadeSource`, any other as it is."""
+    return MadeSource(source.hidden, source.classifier, source.bias) if isinstance(source, LinearSource) else source
 
 
 def _like(source: Source) -> np.ndarray:

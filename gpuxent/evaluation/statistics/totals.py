@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -178,15 +179,16 @@ class Totals:
 
     @property
     def calibration_bins(self) -> tuple[CalibrationBin, ...]:
+        edges = bin_edges(len(self.bins)).tolist()
         return tuple(
             CalibrationBin(
-                lower=i / len(self.bins),
-                upper=(i + 1) / len(self.bins),
+                lower=lower,
+                upper=upper,
                 count=b.count,
                 accuracy=b.hits / b.count if b.count else math.nan,
                 confidence=b.confidence.divided_by(b.count),
             )
-            for i, b in enumerate(self.bins)
+            for b, (lower, upper) in zip(self.bins, pairwise(edges), strict=True)
         )
 
     @property
@@ -251,9 +253,13 @@ def checked_format(text: str, name: str) -> dict[str, Any]:
     return data
 
 
+def bin_edges(count: int) -> np.ndarray:
+    """The count + 1 ends of bins of equal width in [0, 1]; others than k / count in the last bit of some."""
+    return np.linspace(0, 1, count + 1)
+
+
 def _bins(p_max: np.ndarray, hit: np.ndarray, count: int) -> tuple[Bin, ...]:
-    edges = np.linspace(0, 1, count + 1)[1:-1]
-    place = np.searchsorted(edges, p_max, side="left")  # p equal to an edge belongs to the bin below it
+    place = np.searchsorted(bin_edges(count)[1:-1], p_max, side="left")  # p on an edge belongs to the bin below it
     counts, hits = (np.bincount(chosen, minlength=count).tolist() for chosen in (place, place[hit]))
     confidences = sums_by_group(p_max, place, count)
     return tuple(Bin(*b) if b[0] else NO_BIN for b in zip(counts, hits, confidences, strict=True))

@@ -47,7 +47,7 @@ def reliability(runs: Runs) -> Figure | None:
         legend(axes, several=not found[0].alone)
 
     about = "How often the most probable class is right, against its probability; on the diagonal they are equal."
-    return figure_of(found, "reliability", "Reliability", about, _words, draw, height=4.2)
+    return figure_of(found, "reliability", "Reliability", about, _words, draw, _tips, height=4.2)
 
 
 def _note(axes: Any, each: Series) -> None:
@@ -87,7 +87,8 @@ def _line(axes: Any, each: Series, band: bool) -> None:
         axes.fill_between(x, low, high, where=sure, color=colour(each.number), alpha=BAND, linewidth=0)
     else:
         error = np.where(sure, np.maximum([y - low, high - y], 0.0), 0.0)
-    axes.errorbar(x, y, yerr=error, label=label, elinewidth=0.8, capsize=0, clip_on=False, **marked(each.number))
+    look = {"elinewidth": 0.8, "capsize": 0, "clip_on": False} | marked(each.number)
+    axes.errorbar(x, y, yerr=error, label=label, **look)[0].set_gid(each.id)
 
 
 def _ece(run: ReportedRun) -> str:
@@ -111,6 +112,14 @@ def _words(each: Series) -> str:
         f"{lower[worst]:.2f} to {upper[worst]:.2f}."
     )
     return text + (f" There are no intervals: {run.why_no_reliability}." if run.why_no_reliability else "")
+
+
+def _tips(each: Series) -> list[str]:
+    count, _, _, confidence, accuracy = _in_order(each.columns)
+    return [
+        f"{each.label}\naccuracy {accuracy[i]:.3f} at a confidence of {confidence[i]:.3f}, {tokens(int(count[i]))}"
+        for i in np.flatnonzero(count)
+    ]
 
 
 def _in_order(columns: dict[str, np.ndarray]) -> list[np.ndarray]:

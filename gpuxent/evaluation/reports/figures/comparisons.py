@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpuxent.evaluation.reports.figures.figure import HEIGHT, Figure
-from gpuxent.evaluation.reports.figures.shared import short
+from gpuxent.evaluation.reports.figures.shared import partial, short, tokens
 from gpuxent.evaluation.reports.figures.style import legend, legend_height, log_axis, marked, marks, note, shown
 from gpuxent.evaluation.reports.reported import ReportedComparison
 from gpuxent.evaluation.reports.tables import error
@@ -18,45 +18,61 @@ ENDS = {0.0: "min", 0.5: "median", 1.0: "max"}
 
 def kld(comparisons: Sequence[ReportedComparison]) -> Figure | None:
     """Percentiles of the tokens' KL(base || other), on a log axis."""
-    found = [c for c in comparisons if c.result.kl_quantiles]
+    found = [(i, c, _quantiles(c)) for i, c in enumerate(comparisons) if np.isfinite(_quantiles(c)[1]).any()]
     if not found:
         return None
-    levels = sorted({level for c in found for level in c.result.kl_quantiles or ()})
-    values = [np.array([(c.result.kl_quantiles or {}).get(level, np.nan) for level in levels]) for c in found]
+    several = len(comparisons) > 1
     columns: dict[str, list[Any]] = {"comparison": [], "quantile": [], "kl": []}
-    for c, own in zip(found, values, strict=True):
+    for _, c, (levels, kl) in found:
         columns["comparison"] += [c.name] * len(levels)
         columns["quantile"] += levels
-        columns["kl"] += own.tolist()
+        columns["kl"] += kl.tolist()
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        positive = np.concatenate([own[(own > 0) & np.isfinite(own)] for own in values])
-        low, high = (positive.min(), positive.max()) if positive.size else (1e-3, 1.0)
-        bottom = low / 3
-        for c, own in zip(found, values, strict=True):
-            i = comparisons.index(c)
-            places = np.arange(len(levels))
-            ok = (own > 0) & np.isfinite(own)
-            axes.plot(places[ok], own[ok], label=shown(c.name), **marked(i))
-            zero = own <= 0
-            axes.plot(places[zero], np.full(zero.sum(), bottom), markerfacecolor="none", clip_on=False, **marks(i))
-        if len(found) == 1 and found[0].result.kl is not None:
-            note(axes, _mean(found[0]))
-        axes.set_yscale("log")
-        log_axis(axes.yaxis, bottom, high)
-        axes.set_ylim(bottom, high * 1.6)
-        axes.set_xticks(range(len(levels)), [_level(level) for level in levels], rotation=45)
-        zero_too = any((own <= 0).any() for own in values)
-        axes.set_xlabel("percentile of the tokens" + (" (hollow: 0)" if zero_too else ""))
-        axes.set_ylabel("KL(base || other), nats")
-        legend(axes, several=len(comparisons) > 1)
+        _curves(axes, found)
+        if not several:
+            note(axes, _mean(found[0][1]))
+        legend(axes, several)
 
-    words = [f"{shown(c.name)}: {_words(c, levels, own)}" for c, own in zip(found, values, strict=True)]
+    words = [f"{shown(c.name)}: {_words(c, *quantiles)}" for _, c, quantiles in found]
     description = " ".join(["Percentiles of the tokens' divergence KL(base || other), on a log axis.", *words])
-    height = HEIGHT + (legend_height([shown(c.name) for c in found]) if len(comparisons) > 1 else 0.0)
-    subject = found[0].name if len(found) == 1 else ""
-    return Figure("kld", "Divergence from the base", description, columns, draw, subject, height)
+    height = HEIGHT + (legend_height([shown(c.name) for _, c, _ in found]) if several else 0.0)
+    tips = {
+        f"marks-{i}": [f"{shown(c.name)}\n{_level(q)}: {short(v)} nats" for q, v in zip(*pair, strict=True) if v > 0]
+        for i, c, pair in found
+    }
+    subject = found[0][1].name if len(found) == 1 else ""
+    return Figure("kld", "Divergence from the base", description, columns, draw, subject, height, tips)
+
+
+def _quantiles(comparison: ReportedComparison) -> tuple[list[float], np.ndarray]:
+    """(levels, divergences), the smallest first."""
+    quantiles = comparison.result.kl_quantiles or {}
+    levels = sorted(quantiles)
+    return levels, np.array([quantiles[level] for level in levels])
+
+
+def _curves(axes: Any, found: list[Any]) -> None:
+    """On a log axis, where 0 is a hollow mark at its end."""
+    levels = sorted({level for _, _, (own, _) in found for level in own})
+    positive = [kl[(kl > 0) & np.isfinite(kl)] for _, _, (_, kl) in found]
+    every = np.concatenate(positive)
+    low, high = (every.min(), every.max()) if every.size else (1e-3, 1.0)
+    hollow = ""
+    for i, c, (own, kl) in found:
+        x, ok, zero = np.searchsorted(levels, own), (kl > 0) & np.isfinite(kl), kl <= 0
+        (curve,) = axes.plot(x[ok], kl[ok], label=shown(c.name), **marked(i))
+        curve.set_gid(f"marks-{i}")
+        if zero.any():
+            hollow = " (hollow: 0)"
+            axes.plot(x[zero], np.full(zero.sum(), low / 3), markerfacecolor="none", clip_on=False, **marks(i))
+    axes.set_yscale("log")
+    log_axis(axes.yaxis, low / 3, high)
+    axes.set_ylim(low / 3, high * 1.6)
+    axes.set_xticks(range(len(levels)), [_level(level) for level in levels], rotation=45)
+    axes.set_xlabel(f"percentile of the tokens{hollow}")
+    axes.set_ylabel("KL(base || other), nats")
 
 
 def _level(level: float) -> str:
@@ -73,6 +89,8 @@ def _mean(comparison: ReportedComparison) -> str:
 def _words(comparison: ReportedComparison, levels: list[float], values: np.ndarray) -> str:
     said = [f"{_level(q)} {v:.3g}" for q, v in zip(levels, values, strict=True) if q in (0.5, 0.9, 0.99, 1.0)]
     mean = "" if comparison.result.kl is None else f"{_mean(comparison)} (standard error); "
-    bad = comparison.result.bad
-    left = f" {bad:,} of {comparison.result.scored:,} tokens have a NaN or infinite loss." if bad else ""
-    return f"{mean}{', '.join(said)} nats.{left}"
+    r = comparison.result
+    caveats = partial(r.share)
+    if r.bad:
+        caveats.append(f"{r.bad:,} of {tokens(r.scored, ' has', ' have')} a NaN or infinite loss.")
+    return " ".join([f"{mean}{', '.join(said)} nats.", *caveats])

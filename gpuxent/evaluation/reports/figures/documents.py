@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from gpuxent.evaluation.reports.figures.figure import Figure
-from gpuxent.evaluation.reports.figures.shared import Runs, Series, figure_of, series_of, short
+from gpuxent.evaluation.reports.figures.shared import Runs, Series, figure_of, series_of, short, tokens
 from gpuxent.evaluation.reports.figures.style import (
     MOST_BANDS,
     Z95,
@@ -52,7 +53,7 @@ def documents(runs: Runs) -> Figure | None:
 
     intervals = ", with 95 % intervals (tokens of a document taken as independent)" * (len(found) <= MOST_BANDS)
     about = f"The documents' mean losses in order{intervals}."
-    return figure_of(found, "documents", "Loss by document", about, _words, draw)
+    return figure_of(found, "documents", "Loss by document", about, _words, draw, _tips)
 
 
 def _sorted(run: ReportedRun) -> dict[str, np.ndarray] | None:
@@ -78,19 +79,30 @@ def _curve(axes: Any, each: Series, bars: bool) -> None:
     x, y, stderr = (each.columns[name][at] for name in ("rank", "cross_entropy", "stderr_iid"))
     half = Z95 * np.where(np.isfinite(stderr) & bars, stderr, 0.0)
     if len(each.columns["rank"]) <= MOST_MARKS:
-        axes.errorbar(x, y, yerr=half, label=each.label, elinewidth=0.8, capsize=0, **marks(each.number))
+        drawn = axes.errorbar(x, y, yerr=half, label=each.label, elinewidth=0.8, capsize=0, **marks(each.number))
+        drawn[0].set_gid(each.id)
     else:
         axes.vlines(x, y - half, y + half, color=colour(each.number), alpha=0.35, linewidth=0.6)
         axes.plot(x, y, label=each.label, **line(each.number))
 
 
+def _tips(each: Series) -> list[str]:
+    """Of documents that have a mark each."""
+    ids, counts, means = (each.columns[name].tolist() for name in ("document", "scored", "cross_entropy"))
+    finite = [place for place, mean in enumerate(means) if math.isfinite(mean)]
+    return [
+        f"{each.label}\ndocument {ids[i]}: {short(means[i])} nats per token, {tokens(counts[i])}"
+        for i in (finite if len(means) <= MOST_MARKS else ())
+    ]
+
+
 def _extremes(columns: dict[str, np.ndarray]) -> tuple[list[str], list[str]]:
-    """(the lowest, the highest) by name, the ends first."""
+    """The lowest and the highest, the ends first."""
     size = len(columns["rank"])
     named = min(NAMED, max(1, size // 2))
 
     def of(places: range) -> list[str]:
-        return [f"{columns['document'][i]}: {short(columns['cross_entropy'][i])}" for i in places]
+        return [f"{columns['document'][i]} ({short(columns['cross_entropy'][i])})" for i in places]
 
     return of(range(named)), of(range(size - 1, size - 1 - named, -1))
 
@@ -99,11 +111,11 @@ def _words(each: Series) -> str:
     means = each.columns["cross_entropy"]
     lowest, highest = (listed(ends) for ends in _extremes(each.columns))
     if means.size == 1:
-        return f"1 document, {lowest} nats per token."
+        return f"One document: {lowest} nats per token."
     median = means[(means.size - 1) // 2]
     text = (
-        f"{means.size:,} documents, the median {short(median)} nats per token; the lowest are {lowest}; the highest "
-        f"are {highest}."
+        f"{means.size:,} documents, the median {short(median)} nats per token; lowest: document "
+        f"{lowest}; highest: {highest}."
     )
     bad = int((~np.isfinite(means)).sum())
     return text + (f" {bad:,} without a finite mean are not drawn." if bad else "")

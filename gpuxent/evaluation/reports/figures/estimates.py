@@ -52,7 +52,8 @@ def headline(runs: Runs) -> Figure | None:
         for i, run in enumerate(runs):
             value, half = run.result.cross_entropy, half_width(run)
             if np.isfinite(value):
-                axes.errorbar(value, i, xerr=None if np.isnan(half) else half, **marks(i))
+                bar = axes.errorbar(value, i, xerr=None if np.isnan(half) else half, **marks(i))
+                bar[0].set_gid(found[i].id)
             else:
                 place = axes.get_yaxis_transform()
                 axes.text(0.02, i, decimal(value), transform=place, va="center", color=colour(i))
@@ -63,9 +64,14 @@ def headline(runs: Runs) -> Figure | None:
 
     about = f"The cross-entropy of {len(runs)} runs."
     height = 1.1 + 0.3 * len(runs)
-    return figure_of(
-        found, "headline", "Cross-entropy", about, lambda each: f"{interval_words(each.run)}.", draw, height=height
-    )
+
+    def words(each: Series) -> str:
+        return f"{interval_words(each.run)}."
+
+    def tips(each: Series) -> list[str]:
+        return [f"{each.label}: {interval_words(each.run)}"]
+
+    return figure_of(found, "headline", "Cross-entropy", about, words, draw, tips, height)
 
 
 def running(runs: Runs) -> Figure | None:

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -37,6 +37,7 @@ class Figure:
     draw: Callable[[matplotlib.figure.Figure], None]
     subject: str = ""  # the run, if it is of a single one: a second part of the title where the figure stands alone
     height: float = HEIGHT  # inches; WIDTH wide
+    tips: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of a line's id: what each of its marks says
 
 
 def to_csv(figure: Figure) -> str:
@@ -67,15 +68,15 @@ def to_svg(figure: Figure) -> str:
 
 def to_html_svg(figure: Figure) -> str:
     """A drawing to put into a page: as wide as there is room, in colours that are the page's variables, named in
-    PALETTE, and in the page's letters. Its ids begin with the figure's name."""
+    PALETTE, and in the page's letters. Its ids begin with figure- and its name."""
     root = _parsed(figure, titled=False)
     for name in ("width", "height"):
         root.attrib.pop(name, None)
     _describe(root, figure)
     root.set("role", "img")
     for element in root.iter():
-        _for_page(element, figure.name)
-    background = root.find(f".//*[@id='{figure.name}-patch_1']")
+        _for_page(element, f"figure-{figure.name}")
+    background = root.find(f".//*[@id='figure-{figure.name}-patch_1']")
     if background is not None:  # the page has its own
         background.clear()
     root.set("style", "stroke-linejoin: round; stroke-linecap: butt; font-variant-numeric: tabular-nums")
@@ -112,7 +113,17 @@ def _parsed(figure: Figure, titled: bool) -> ElementTree.Element:
             if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
                 parent.remove(child)
     root.set("style", "stroke-linejoin: round; stroke-linecap: butt")
+    for line, tips in figure.tips.items():
+        _add_tips(root, line, tips)
     return root
+
+
+def _add_tips(root: ElementTree.Element, line: str, tips: Sequence[str]) -> None:
+    """What a browser shows beside the pointer."""
+    marks = root.findall(f".//*[@id='{line}']//{{{SVG}}}use")
+    if len(marks) == len(tips):
+        for mark, tip in zip(marks, tips, strict=True):
+            ElementTree.SubElement(mark, f"{{{SVG}}}title").text = tip
 
 
 def _describe(root: ElementTree.Element, figure: Figure) -> None:

@@ -28,6 +28,11 @@ class Series:
     alone: bool  # no other run is in the report
 
     @property
+    def id(self) -> str:
+        """Of its line in a drawing."""
+        return f"marks-{self.number}"
+
+    @property
     def label(self) -> str:
         return shown(self.run.name)
 
@@ -45,9 +50,11 @@ def figure_of(
     about: str,
     words: Callable[[Series], str],
     draw: Callable[[Any], None],
+    tips: Callable[[Series], Sequence[str]] = lambda each: (),
     height: float = HEIGHT,
 ) -> Figure:
-    """Described by what it is about, and what is said of each series; with their columns one after the other."""
+    """Described by what it is about, and what is said of each series; with their columns one after the other. `tips`
+    are those of the marks of the line that has the series' id."""
     said = [about]
     for each in found:
         of_run = "" if each.alone else f"{each.label}: "
@@ -60,19 +67,22 @@ def figure_of(
     subject = found[0].run.name if len(found) == 1 else ""
     if name != "headline" and not found[0].alone:  # which has the names beside its axes
         height += legend_height([each.label for each in found])
-    return Figure(name, title, " ".join(said), columns, draw, subject, height)
+    return Figure(name, title, " ".join(said), columns, draw, subject, height, {each.id: tips(each) for each in found})
 
 
 def caveats(run: ReportedRun) -> list[str]:
     """What must be known of its numbers: rows that are missing, and losses that are not finite."""
-    r, found = run.result, []
-    if not run.complete:
-        found.append(f"Partial: {math.floor(1000 * r.share) / 10:g} % of the rows are done.")
+    r, found = run.result, partial(run.result.share)
     if r.infinite_rows:
         found.append(tokens(r.infinite_rows, " has", " have") + " an infinite loss.")
     if r.nan_rows:
         found.append(tokens(r.nan_rows, " has", " have") + " a loss of NaN.")
     return found
+
+
+def partial(share: float) -> list[str]:
+    """What to say of a run of which only so much is done."""
+    return [f"Partial: {math.floor(1000 * share) / 10:g} % of the rows are done."] if share < 1 else []
 
 
 def tokens(count: int, one: str = "", more: str = "") -> str:

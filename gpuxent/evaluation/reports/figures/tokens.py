@@ -116,7 +116,8 @@ def positions(runs: Runs) -> Figure | None:
             ok = np.isfinite(mean)
             x = _octave(each.columns["first"]) + dodged(place, len(found))
             half = np.where(np.isfinite(stderr), Z95 * stderr, 0.0)
-            axes.errorbar(x[ok], mean[ok], yerr=half[ok], label=each.label, **marked(each.number))
+            bars = axes.errorbar(x[ok], mean[ok], yerr=half[ok], label=each.label, **marked(each.number))
+            bars[0].set_gid(each.id)
         octaves = sorted({int(octave) for each in found for octave in _octave(each.columns["first"])})
         ticks = octaves[:: 1 + len(octaves) // MOST_TICKS]
         axes.set_xticks(ticks, [compact(2**octave >> 1) for octave in ticks])
@@ -129,7 +130,7 @@ def positions(runs: Runs) -> Figure | None:
         "The mean loss by the number of tokens before in the document, in octaves, with 95 % intervals (tokens taken "
         "as independent)."
     )
-    return figure_of(found, "positions", "Loss by position", about, _position_words, draw)
+    return figure_of(found, "positions", "Loss by position", about, _position_words, draw, _position_tips)
 
 
 def _position_columns(run: ReportedRun) -> dict[str, np.ndarray] | None:
@@ -148,3 +149,11 @@ def _position_words(each: Series) -> str:
     ends = [each.run.result.by_position[i] for i in (0, -1)]
     said = [f"{short(p.cross_entropy)} nats at position {position_name(p.first, p.last)}" for p in dict.fromkeys(ends)]
     return f"{', '.join(said)}."
+
+
+def _position_tips(each: Series) -> list[str]:
+    ranges = [p for p in each.run.result.by_position if math.isfinite(p.cross_entropy)]
+    return [
+        f"{each.label}\nposition {position_name(p.first, p.last)}: {short(p.cross_entropy)} nats, {tokens(p.scored)}"
+        for p in ranges
+    ]
