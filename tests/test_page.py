@@ -331,7 +331,7 @@ def test_a_comparison_is_reported_with_its_verdict_and_intervals(comparison, run
     low, high = (change["value"] + side * 1.959964 * change["stderr_cluster"] for side in (-1, 1))
     assert f"{low:.5g} to {high:.5g}, by document" in text
     assert f'<dd class="value">{result["kl"]["value"]:.5g}</dd>' in text
-    assert 'id="kld-' in text
+    assert 'id="figure-kld-' in text
     assert "it&#39;s" in text  # a document's name in a table
 
 
