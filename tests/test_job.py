@@ -12,6 +12,7 @@ import gpuxent as gx
 from gpuxent import calibration
 from gpuxent._records import IGNORED
 from gpuxent.evaluation import job as jobs
+from gpuxent.evaluation.calibration.sigmoids import pairs
 from gpuxent.evaluation.evaluate import open_job
 from gpuxent.evaluation.sources import ArraySource
 
@@ -180,3 +181,14 @@ def test_shards_are_scored_as_one_array(tmp_path):
     assert gx.compare(tmp_path / "base", tmp_path / "other", y) == gx.compare(x, x[::-1], y)
     checked = [calibration.reliability(rows, y, resamples=20) for rows in (tmp_path / "base", x)]
     assert (checked[0].ece, checked[0].nll) == (checked[1].ece, checked[1].nll)
+
+
+def test_products_are_read_from_their_factors_whatever_is_made_of_them():
+    rng, y = np.random.default_rng(0), np.arange(400) % 4
+    lazy = gx.linear_logits(rng.normal(size=(400, 6)), rng.normal(size=(4, 6)))
+    scaled = calibration.fit_vector_scaling(rng.normal(size=(400, 4)), y).apply(lazy)
+    for source in (lazy, scaled):
+        job = open_job(source, y)
+        assert job.has_products
+        assert job.inputs.keys() >= {"hidden", "classifier"}
+    assert pairs(lazy, False).factors.keys() >= {"hidden", "classifier"}
