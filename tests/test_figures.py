@@ -474,7 +474,7 @@ def test_same_bytes_every_time(tmp_path):
     other = subprocess.run(child, check=True, capture_output=True, text=True).stdout.strip()
     before = dict(matplotlib.rcParams)
     assert str(digests(open_reported(tmp_path / "run").runs)) == other
-    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"font.size": 30, "axes.ymargin": 0.4, "svg.fonttype": "path"}):
         assert str(digests(open_reported(tmp_path / "run").runs)) == other
     assert dict(matplotlib.rcParams) == before
 
@@ -540,6 +540,20 @@ def test_odd_runs_beside_each_other(tmp_path):
         check_for_page(to_html_svg(figure), figure)
     assert "only NaN: NaN nats per token." in found[0].description
     assert "one token: 1.5 nats per token." in found[0].description
+
+
+def test_documents_with_a_mark_say_their_numbers(tmp_path):
+    """And those without a finite mean have no mark."""
+    nll, documents, _ = ODD["NaN"]
+    svg = to_html_svg(by_name(one_run(tmp_path, nll, documents))["documents"])
+    tips = [title.text for title in ElementTree.fromstring(svg.encode()).iter(f"{SVG}title")][1:]
+    assert [re.match(r"run\ndocument (\d)", tip)[1] for tip in tips] == ["4", "2", "3"]
+
+
+def test_the_largest_loss_there_is(tmp_path):
+    runs = one_run(tmp_path, [1.0, sys.float_info.max], kept=False)
+    upper, count = numbers(by_name(runs)["losses"], "upper", "tokens")
+    assert (upper[-1], count[0], count[-1]) == (sys.float_info.max, 1, 1)
 
 
 def test_infinite_losses_are_left_out_of_the_running_mean(tmp_path):

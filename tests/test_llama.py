@@ -13,6 +13,7 @@ from test_convert import names
 from typer.testing import CliRunner
 
 import gpuxent as gx
+from gpuxent import calibration
 from gpuxent.cli import app
 from gpuxent.evaluation.comparison.kept import comparison_of_run, read_pair_tokens
 from gpuxent.evaluation.files import kld
@@ -93,6 +94,8 @@ def test_perplexity_of_its_file_is_what_llama_prints(tmp_path):
     shards = [shutil.copy(path, tmp_path / "shards" / name) for name in _made(tmp_path / "shards", "a.kld", "b.kld")]
     both = gx.evaluate(tmp_path / "shards", f"{tmp_path}/shards::labels")
     assert (len(shards), both.cross_entropy) == (2, found.cross_entropy)
+    checked = calibration.reliability(path, f"{path}::labels", resamples=20)
+    assert checked.nll.value == pytest.approx(found.cross_entropy, rel=1e-12)
     truth = gx.evaluate(flat(base), tokens[:, 9:].ravel())
     assert found.entropy == pytest.approx(truth.entropy, abs=2e-3)
     assert found.accuracy == truth.accuracy

@@ -17,6 +17,7 @@ from gpuxent.evaluation.calibration.held_out import PartJob
 from gpuxent.evaluation.job import Labelled
 from gpuxent.evaluation.runs.directory import Run
 from gpuxent.evaluation.statistics.tokens import BlockResult, Tokens
+from gpuxent.evaluation.statistics.totals import rest_of_log_probs
 
 NONE = np.zeros(0)
 
@@ -110,7 +111,10 @@ class ForecastJob(PartJob):
         change = rows.options.transform
         half = Transform(change.softcap, change.temperature / 2)
         halved = replace(rows, options=replace(rows.options, transform=half)).stats()
-        found = rows.backend.map_rows(from_logits, rows.stats(also=("rank",)), halved, rows.labels, outputs=5)
+        stats = rows.stats(also=("rank",))
+        if self.normalized:
+            stats = replace(stats, rest=rows.backend.map_rows(rest_of_log_probs, stats.max))
+        found = rows.backend.map_rows(from_logits, stats, halved, rows.labels, outputs=5)
         return ForecastScores(*found, columns, NONE, NONE)  # type: ignore[call-arg]
 
     def block_result(self, first: int, labelled: Labelled, scores: ForecastScores, kind: str) -> BlockResult:

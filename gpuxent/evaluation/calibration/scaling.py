@@ -143,9 +143,9 @@ class ScaledSource:
         return self.source.row_chunk
 
     @property
-    def parts(self) -> dict[str, Source | None]:
+    def factors(self) -> dict[str, Source | None]:
         """What is read: these are products, whose blocks have one thread of BLAS each."""
-        return getattr(self.source, "parts", {"logits": self.source})
+        return getattr(self.source, "factors", {"logits": self.source})
 
     def __getattr__(self, name: str) -> Any:
         if name in ("array", "row_edges", "tile_rows", "hidden"):  # which not every source has

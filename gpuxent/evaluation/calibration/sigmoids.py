@@ -80,8 +80,8 @@ class ProductSigmoids(SigmoidSource):
         return self.scores.hidden  # type: ignore[attr-defined]
 
     @property
-    def parts(self) -> dict[str, Source | None]:
-        return self.scores.parts  # type: ignore[attr-defined]
+    def factors(self) -> dict[str, Source | None]:
+        return self.scores.factors  # type: ignore[attr-defined]
 
     @property
     def tile_rows(self) -> int:
@@ -138,6 +138,6 @@ def pairs(scores: Source, probs: bool) -> SigmoidSource:
     """The source of pairs for scores of any kind."""
     if not scores.shape or math.prod(scores.shape[1:]) == 0:
         raise ValueError(f"logits ({scores.name}) must have shape (rows,) or (..., labels), got {scores.shape}")
-    if hasattr(scores, "parts"):
+    if hasattr(scores, "factors"):
         return ProductSigmoids(stored(scores), probs)
     return (DaskSigmoids if hasattr(scores, "row_edges") else SigmoidSource)(scores, probs)
