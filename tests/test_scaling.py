@@ -274,6 +274,7 @@ def test_results_in_the_order_of_the_rows():
 def test_applied_to_whatever_holds_logits(tmp_path, method):
     x, y = spoiled(330, 9, np.float32, matrix=method == "matrix")
     fit = FITS[method](x, y)
+    assert fit.cross_entropy < fit.cross_entropy_before - 1
     wide = x.astype(np.float64)
     truth = (wide * fit.scale if method == "vector" else wide @ fit.scale.T) + fit.bias
     made = fit.apply(x)

@@ -89,7 +89,7 @@ def test_statistics(dtype):
     confidence = oracle.p_max_rows(x)[on].astype(np.float64)
     assert_close(np.float64(result.ece), np.float64(oracle.ece(confidence, ranks == 0, 7)), 64, eps)
     assert sum(b.count for b in result.bins) == on.sum()
-    assert [b.lower for b in result.bins] == [i / 7 for i in range(7)]
+    assert [b.lower for b in result.bins] == np.linspace(0, 1, 8)[:-1].tolist()
 
 
 def test_cross_entropy_is_the_rounded_mean_of_the_row_losses():
