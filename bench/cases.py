@@ -37,6 +37,7 @@ TASKS = {
     "inplace": Task("the same, the gradient written over the logits", read=1, written=1),
     "separate": Task("row statistics, then the gradient from them, in two calls", read=2, written=1),
     "soft": Task("mean cross-entropy, labels are distributions", read=2, written=0),
+    "pairs": Task("statistics and divergences of two models' logits", read=2, written=0),
     "binary": Task("mean binary cross-entropy of independent labels", read=2, written=0),
     "logsumexp": Task("log-sum-exp of every row", read=1, written=0),
     "softmax": Task("softmax of every row, in a new array", read=1, written=1),

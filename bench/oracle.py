@@ -46,6 +46,17 @@ def soft_loss(x: np.ndarray, labels: np.ndarray) -> float:
     return float(np.sum(labels * ((x[top] - x) + np.log1p(rest))))
 
 
+def js_divergence(x: np.ndarray, y: np.ndarray) -> float:
+    """(p ln(p/m) + q ln(q/m)) / 2 with m = (p + q) / 2, which is m (z tanh z - ln cosh z) with z = ln(p/q) / 2: nothing
+    cancels between classes."""
+    p, q = softmax(x), softmax(y)
+    z = np.abs((x - lse(x)) - (y - lse(y))) / 2
+    t = np.tanh(z)
+    with np.errstate(divide="ignore"):  # not chosen
+        log_cosh = np.where(z < 1, -np.log1p(-t * t) / 2, z + np.log1p(np.exp(-2 * z)) - np.log(2))
+    return float(np.sum((p + q) / 2 * (z * t - log_cosh)))
+
+
 def binary_losses(x: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """softplus(-x) where the target is 1, softplus(x) where it is 0; softplus(z) = ln(1 + e**z)."""
     z = np.where(targets == 1, -x, x)
@@ -82,7 +93,8 @@ def answer(problem: Problem) -> Answer:
     if task == "binary":
         means = of_rows(lambda x, targets: np.mean(binary_losses(x, targets)), problem, everywhere)
         return Answer(float(np.average(means, weights=times)), rows=of_rows(binary_losses, problem, sample))
-    losses = of_rows(soft_loss if task == "soft" else loss, problem, everywhere)
+    per_row = {"soft": soft_loss, "pairs": js_divergence}.get(task, loss)
+    losses = of_rows(per_row, problem, everywhere)
     mean = float(np.average(losses, weights=times))
     if TASKS[task].written:
         return Answer(mean, entries=of_rows(gradient, problem, sample) / problem.case.rows)
@@ -92,6 +104,7 @@ def answer(problem: Problem) -> Answer:
 def of_rows(function: Callable[[np.ndarray, Any], Any], problem: Problem, rows: np.ndarray) -> np.ndarray:
     """function(logits of a row in float64, its labels) for each of the rows."""
     logits, labels = problem.host
+    labels = labels.astype(np.float64) if problem.case.task == "pairs" else labels
     return np.array([function(logits[i].astype(np.float64), labels[i]) for i in rows % len(logits)])
 
 

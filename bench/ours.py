@@ -9,7 +9,7 @@ import numpy as np
 
 import gpuxent as gx
 from bench.contenders import Contenders, Prepared, at, mean_and_gradient, mean_and_rows, normalizer, numbers
-from bench.problems import Problem
+from bench.problems import Answer, Problem
 from gpuxent._records import GradWeights
 from gpuxent.backends import backend_of
 
@@ -24,6 +24,7 @@ def contenders(name: str, **options: Any) -> Contenders:
         (gradient_in_place, "inplace"),
         (separate_gradient, "separate"),
         (normalizers, "logsumexp", "softmax"),
+        (pairs, "pairs"),
     ):
         found.add(name, *tasks)(partial(prepare, **options))
     return found
@@ -90,6 +91,17 @@ def row_losses(stats: Any) -> np.ndarray:
 
 def mean_loss(stats: Any) -> float:
     return float(np.mean(row_losses(stats)))
+
+
+def pairs(problem: Problem, backend: str | None = None, **_: Any) -> Prepared:
+    """The backend's function: no public one gives all of it at once."""
+    call = partial(backend_of(problem.logits, backend).pair_stats, problem.logits, problem.labels)
+
+    def answer() -> Answer:
+        rows = numbers(call().divergences.js)
+        return Answer(float(np.mean(rows)), rows=rows[problem.sample])
+
+    return Prepared(call, answer)
 
 
 def normalizers(problem: Problem, backend: str | None = None, **_: Any) -> Prepared:

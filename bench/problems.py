@@ -24,8 +24,8 @@ SAMPLE = 64  # rows that are compared one by one
 class Answer:
     """What a contender, or the oracle, says; None where the task has no such thing.
 
-    value: the mean loss. rows: a number per sampled row (binary: per element). entries: sampled rows of a gradient
-    or softmax.
+    value: the mean loss, or divergence. rows: a number per sampled row (binary: per element). entries: sampled rows of
+    a gradient or softmax.
     """
 
     value: float | None = None
@@ -35,7 +35,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Problem:
-    """logits (rows, vocab); labels int64 (rows,), or soft or binary labels (rows, vocab) in the logits' dtype.
+    """logits (rows, vocab); labels int64 (rows,), or (rows, vocab) in the logits' dtype: soft or binary labels, or the
+    logits of another model.
 
     They may be on a GPU, and larger than what is in `host`, which is what the oracle reads: (logits, labels) in NumPy,
     whose rows the problem's rows repeat in turn.
@@ -78,6 +79,8 @@ def make(case: Case) -> Problem:
         if i % 5 == 0 and case.dtype == "f32":
             row += OFFSET
         logits[i] = row
+    if case.task == "pairs":
+        return _in_memory(case, logits, _of_another_model(logits, rng))
     return _in_memory(case, logits, _distributions(case, rng) if case.task == "soft" else labels)
 
 
@@ -91,6 +94,14 @@ def _generator(case: Case) -> np.random.Generator:
 
 def _dtype(case: Case) -> np.dtype:
     return DTYPES[case.dtype]
+
+
+def _of_another_model(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Logits as a quantised copy of the model would give them."""
+    other = np.empty_like(logits)
+    for theirs, row in zip(other, logits, strict=True):
+        theirs[:] = row.astype(np.float32) + 0.3 * rng.standard_normal(row.size, dtype=np.float32)
+    return other
 
 
 def _distributions(case: Case, rng: np.random.Generator) -> np.ndarray:

@@ -154,20 +154,34 @@ class LinearGrad:
 
 
 @dataclass(frozen=True)
-class PairStats:
-    """Sums over the classes of two models' rows, given both normalizers: divergences in nats, merged by addition.
-    Those that were not asked for are 0."""
+class Divergences:
+    """Sums over the classes of two distributions p and q, given both normalizers: in nats but for the last, none of
+    them negative, merged by addition. Those that were not asked for are 0."""
 
     kl: Array | float = 0.0  # KL(p || q)
     reverse_kl: Array | float = 0.0  # KL(q || p)
-    js: Array | float = 0.0
+    js: Array | float = 0.0  # Jensen-Shannon divergence
+    tv: Array | float = 0.0  # total variation, sum of |p - q| / 2
 
     @classmethod
-    def identity(cls, shape: tuple[int, ...] = ()) -> PairStats:
+    def identity(cls, shape: tuple[int, ...] = ()) -> Divergences:
         return cls(*(np.zeros(shape) for _ in fields(cls)))
 
-    def merge(self, other: PairStats) -> PairStats:
-        return PairStats(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+    def merge(self, other: Divergences) -> Divergences:
+        return Divergences(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+DIVERGENCES = tuple(field.name for field in fields(Divergences))
+
+
+@dataclass(frozen=True)
+class PairStats:
+    """What one read of two models' rows leaves behind, of whole rows: slices of a vocabulary are merged as the two
+    RowStats first, and with those in hand as Divergences."""
+
+    base: RowStats
+    other: RowStats
+    divergences: Divergences  # p is base's distribution, q is other's
 
 
 @dataclass(frozen=True)

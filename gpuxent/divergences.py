@@ -7,7 +7,7 @@ from typing import Any
 from gpuxent import _arguments as arguments
 from gpuxent import _row_loss
 from gpuxent._dlpack import returns_own_kind
-from gpuxent._records import Array
+from gpuxent._records import Array, PairStats
 from gpuxent.backends import backend_of
 
 
@@ -29,7 +29,8 @@ def entropy(p: Array, *, backend: str | None = None) -> Array:
     2.0794
     """
     p = arguments.rows(p, "p")
-    return _returned(p, p, _entropy(p, backend))
+    owner = backend_of(p, backend)
+    return _returned(p, p, owner.map_rows(_row_loss.entropy, owner.row_stats(p, also=("moment",))))
 
 
 @returns_own_kind
@@ -78,24 +79,21 @@ def cross_entropy_between(p: Array, q: Array, *, backend: str | None = None) -> 
     1.204
     """
     p, q = arguments.pair(p, q)
-    return _returned(p, q, _entropy(p, backend) + _pair_sums(p, q, "kl", backend))
-
-
-def _entropy(p: Array, backend: str | None) -> Array:
-    owner = backend_of(p, backend)
-    return owner.map_rows(_row_loss.entropy, owner.row_stats(p, also=("moment",)))
+    owner, stats = _pair(p, q, "kl", backend, also=("moment",))
+    return _returned(p, q, owner.map_rows(_row_loss.entropy, stats.base) + stats.divergences.kl)
 
 
 def _divergence(p: Any, q: Any, divergence: str, backend: str | None) -> Array:
     p, q = arguments.pair(p, q)
-    return _returned(p, q, _pair_sums(p, q, divergence, backend))
+    _, stats = _pair(p, q, divergence, backend)
+    return _returned(p, q, getattr(stats.divergences, divergence))
 
 
-def _pair_sums(p: Array, q: Array, divergence: str, backend: str | None) -> Array:
+def _pair(
+    p: Array, q: Array, divergence: str, backend: str | None, also: tuple[str, ...] = ()
+) -> tuple[Any, PairStats]:
     owner = backend_of(p, backend)
-    q = owner.laid_out_as(p, q)
-    found = owner.pair_stats(p, q, owner.row_stats(p), owner.row_stats(q), divergences=(divergence,))
-    return getattr(found, divergence)
+    return owner, owner.pair_stats(p, owner.laid_out_as(p, q), divergences=(divergence,), also=also)
 
 
 def _returned(p: Array, q: Array, values: Array) -> Array:
@@ -178,4 +176,4 @@ def _checked_pair(p: Any, q: Any, check: bool) -> tuple[Array, Array]:
 
 
 def _probs_divergence(p: Array, q: Array, divergence: str) -> Array:
-    return getattr(backend_of(p).pair_stats(p, q, divergences=(divergence,)), divergence)
+    return getattr(backend_of(p).divergence_sums(p, q, divergences=(divergence,)), divergence)

@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = "gpuxent/backends/kernels"
 WORKERS = 2
+PAIRS = "tests/test_cupy_pairs.py::test_every_kernel_in_every_order"
 SHAPES = "tests/test_cupy.py::test_every_kernel_in_every_order"  # finds most faults within seconds
 
 
@@ -133,6 +134,53 @@ FAULTS = [
         "argmax : argmax + piece.begin",
         "argmax : argmax",
     ),
+    Fault(
+        "a row's divergences without the rounding of their logits' difference",
+        "pairs.cu",
+        "lost - by.ratio_low",
+        "-by.ratio_low",
+        "tests/test_pairs.py::test_close_models_however_far_their_logits_are_apart",
+    ),
+    Fault(
+        "KL the wrong way round",
+        "pairs.cu",
+        "p_leads ? terms.ahead : terms.behind",
+        "p_leads ? terms.behind : terms.ahead",
+        PAIRS,
+    ),
+    Fault("JS without its cancellation", "pairs.cu", " - ahead * e;", ";", PAIRS),
+    Fault("a class that only base has", "pairs.cu", "only_p ? infinity<double>() : kl", "kl", PAIRS),
+    Fault(
+        "one factor for both sides",
+        "pairs.cu",
+        "p_leads ? by.p_factor : by.q_factor",
+        "by.p_factor",
+        PAIRS,
+    ),
+    Fault(
+        "the other side's labels",
+        "pairs.cu",
+        "q.look(BlockGroup<blocks>(), q_label)",
+        "q.look(BlockGroup<blocks>(), p_label)",
+        PAIRS,
+    ),
+    Fault("the other side kept over base's", "pairs.cu", "kept + p.slice.vectors", "kept", PAIRS),
+    Fault(
+        "what is beyond a row's end taken for a class",
+        "pairs.cu",
+        "v < slice.vectors ? (real)part[j] : -infinity<real>()",
+        "v < slice.vectors ? (real)part[j] : (real)0",
+        "tests/test_cupy_pairs.py::test_types",
+    ),
+    Fault("a block that takes its cluster's memory away", "pairs.cu", "    group.leave();\n", "", PAIRS),
+    Fault(
+        "logits before their temperature",
+        "pairs.cu",
+        "x[i * each + j] *= (real)task.inverse_temperature",
+        "x[i * each + j] *= 1",
+        "tests/test_cupy_pairs.py::test_transforms",
+    ),
+    Fault("sums of a warp that nobody adds up", "pairs.cu", "0.5 * group.reduce(tv, Sum())", "0.5 * tv", PAIRS),
 ]
 
 

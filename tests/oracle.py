@@ -636,6 +636,10 @@ def _js(p, q, numbers):
     return half(p.p, q.p) + half(q.p, p.p)
 
 
+def _tv(p, q):
+    return np.nan if p.bad or q.bad else np.sum(abs(p.p - q.p)) / 2
+
+
 def _per_row(function, *inputs):
     """function(Row, ..., numbers) over rows read side by side."""
     values = [function(*(row for row, _, _ in group), group[0][2]) for group in zip(*inputs, strict=True)]
@@ -676,6 +680,18 @@ def js_divergence(p_logits, q_logits):
 def js_divergence_from_probs(p, q):
     """JS(p, q) of rows of probabilities."""
     return _per_row(_js, _rows_from_probs(p), _rows_from_probs(q))
+
+
+@remembered
+def total_variation(p_logits, q_logits):
+    """TV(p, q) = sum_c |p_c - q_c| / 2 of two softmaxes, shape (rows,)."""
+    return _per_row(lambda p, q, _: _tv(p, q), _rows_from_logits(p_logits), _rows_from_logits(q_logits))
+
+
+@remembered
+def total_variation_from_probs(p, q):
+    """TV(p, q) of rows of probabilities."""
+    return _per_row(lambda a, b, _: _tv(a, b), _rows_from_probs(p), _rows_from_probs(q))
 
 
 @remembered

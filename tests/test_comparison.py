@@ -215,12 +215,13 @@ def test_divergences_against_the_oracle(dtype, backend):
     on = y != -100
     n = on.sum()
     eps = 2e-6 if np.dtype(dtype) != np.float64 else 1e-13
-    kl, reverse, js = (
-        np.asarray(f, np.float64)[on]
-        for f in (oracle.kl_divergence(p, q), oracle.kl_divergence(q, p), oracle.js_divergence(p, q))
+    of_rows = (
+        *(oracle.kl_divergence(p, q), oracle.kl_divergence(q, p)),
+        *(oracle.js_divergence(p, q), oracle.total_variation(p, q)),
     )
+    kl, reverse, js, tv = (np.asarray(f, np.float64)[on] for f in of_rows)
     same = (p.astype(np.float64).argmax(1) == q.astype(np.float64).argmax(1))[on]
-    for estimate, x in ((r.kl, kl), (r.reverse_kl, reverse), (r.js, js), (r.same_top, same.astype(float))):
+    for estimate, x in ((r.kl, kl), (r.reverse_kl, reverse), (r.js, js), (r.tv, tv), (r.same_top, same.astype(float))):
         assert estimate.value == pytest.approx(x.mean(), rel=eps)
         assert estimate.stderr_iid == pytest.approx(x.std(ddof=1) / math.sqrt(n), rel=10 * eps, abs=1e-15)
         sums = np.bincount(d[on], weights=x - x.mean())
@@ -232,9 +233,13 @@ def test_divergences_against_the_oracle(dtype, backend):
         assert value == pytest.approx(np.quantile(kl, level), rel=2 * r.quantile_error)
     for side, x in ((r.base, p), (r.other, q)):
         alone = gx.evaluate(x, y, documents=d, backend=backend)
-        assert side.value == alone.cross_entropy
-        assert (side.stderr_cluster, side.stderr_iid) == (alone.stderr_cluster, alone.stderr_iid)
-    assert (r.base_entropy, r.scored, r.documents) == (gx.evaluate(p, y, backend=backend).entropy, n, groups)
+        # on a GPU float64 logits are added up in another order
+        same = pytest.approx if backend == "cupy" and dtype == np.float64 else lambda value, rel: value
+        assert side.value == same(alone.cross_entropy, rel=1e-15)
+        assert side.stderr_cluster == same(alone.stderr_cluster, rel=1e-14)
+        assert side.stderr_iid == same(alone.stderr_iid, rel=1e-14)
+    assert r.base_entropy == same(gx.evaluate(p, y, backend=backend).entropy, rel=1e-14)
+    assert (r.scored, r.documents) == (n, groups)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -282,7 +287,7 @@ def test_a_temperature_of_lazy_logits_and_in_the_command(tmp_path):
 def test_a_model_against_itself():
     p, _, y, d = two_models()
     r = gx.compare(p, p, y, documents=d)
-    assert (r.kl.value, r.reverse_kl.value, r.js.value, r.log_ratio.value) == (0, 0, 0, 0)
+    assert (r.kl.value, r.reverse_kl.value, r.js.value, r.tv.value, r.log_ratio.value) == (0, 0, 0, 0, 0)
     assert (r.same_top.value, r.correlation) == (1, pytest.approx(1))
     assert set(r.kl_quantiles.values()) == {0.0}
 
@@ -300,7 +305,7 @@ def test_every_kind_of_source_gives_the_same(tmp_path):
     short = gx.compare(p, q, y, documents=d, limit=30)
     assert short == gx.compare(p[:30], q[:30], y[:30], documents=d[:30])
     cut = [da.from_array(a, chunks=(17, 10)) for a in (p, q)]
-    assert gx.compare(*cut, y, documents=d).kl.value == pytest.approx(expected.kl.value, rel=1e-9)
+    assert gx.compare(*cut, y, documents=d).kl.value == pytest.approx(expected.kl.value, rel=1e-7)  # float32 in slices
 
 
 def test_a_larger_vocabulary_is_cropped_on_request(tmp_path):

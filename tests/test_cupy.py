@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.gpu] if ON_GPU else []
 emulated = pytest.mark.skipif(ON_GPU, reason="shows what the emulation of a GPU finds")
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64]
-BIG = _cupy.Chip(90, 132, 227 << 10, 228 << 10, 50 << 20)  # an H200
+BIG = _cupy_jobs.Chip(90, 132, 227 << 10, 228 << 10, 50 << 20)  # an H200
 CHIPS = {
     "clusters": BIG,
     "no clusters": replace(

@@ -109,7 +109,7 @@ SHAPES = {
 
 @pytest.fixture
 def chip(monkeypatch):
-    from gpuxent.backends import _cupy
+    from gpuxent.backends import _cupy, _cupy_pairs
 
     own = _cupy.here()
 
@@ -118,7 +118,8 @@ def chip(monkeypatch):
             pytest.skip(f"needs compute capability {changes['arch'] / 10}")
         if "arch" not in changes:
             changes = {**changes, "arch": min(own.arch, 80)}
-        monkeypatch.setattr(_cupy, "here", lambda: replace(own, **changes))
+        for module in (_cupy, _cupy_pairs):
+            monkeypatch.setattr(module, "here", lambda: replace(own, **changes))
 
     return changed
 
@@ -126,12 +127,13 @@ def chip(monkeypatch):
 @pytest.fixture
 def launched(monkeypatch):
     """The names of the kernels that are asked for."""
-    from gpuxent.backends import _cupy_jobs
+    from gpuxent.backends import _cupy_jobs, _cupy_pairs
 
     names, kernel = set(), _cupy_jobs.kernel_of
-    monkeypatch.setattr(
-        _cupy_jobs, "kernel_of", lambda name, *rest: names.add(name.partition("<")[0]) or kernel(name, *rest)
-    )
+    for module in (_cupy_jobs, _cupy_pairs):
+        monkeypatch.setattr(
+            module, "kernel_of", lambda name, *rest: names.add(name.partition("<")[0]) or kernel(name, *rest)
+        )
     return names
 
 
@@ -187,13 +189,51 @@ def test_small_run(shape, dtype, chip, launched, own_memory):
     seen_in_small_runs.update(launched)
 
 
+PAIR_SHAPES = {
+    "one class": (5, 1, {}),
+    "a block": (5, 2501, {}),
+    "cluster": (3, 20011, {"arch": 90, "shared_per_multiprocessor": 40 << 10}),
+    "from L2": (3, 20011, {"arch": 80, "shared_per_block": 9 << 10}),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", PAIR_SHAPES)
+def test_small_run_of_pairs(shape, dtype, chip, launched, own_memory):
+    rows, vocab, changes = PAIR_SHAPES[shape]
+    chip(changes)
+    p, labels = problem(rows, vocab, DTYPES[dtype], seed=vocab)
+    q = problem(rows, vocab, DTYPES[dtype], seed=vocab + 1)[0]
+    q[-1] = p[-1]
+    owner, also = backend_of(cupy.zeros(1)), ("argmax", "moment", "rank")
+    expected = backend_of(p, "numpy").pair_stats(*(x.astype(np.float64) for x in (p, q)), labels, also=also)
+    wide = np.full((rows, vocab + 3), np.nan, p.dtype)  # rows that begin anywhere
+    wide[:, 2:-1] = q
+    logits = cupy.asarray(p), cupy.asarray(wide)[:, 2:-1]
+    found = owner.pair_stats(*logits, cupy.asarray(labels), also=also)
+    given = owner.divergence_sums(*logits, found.base, found.other)
+    eps = EPS if dtype != "f64" else float(np.finfo(np.float64).eps)
+    for side, truth_ in ((found.base, expected.base), (found.other, expected.other)):
+        np.testing.assert_array_equal(side.argmax.get(), truth_.argmax)
+        np.testing.assert_array_equal(side.rank.get(), truth_.rank)
+        np.testing.assert_allclose(np.log1p(side.rest.get()), np.log1p(truth_.rest), rtol=8 * eps)
+    for name, truth_ in vars(expected.divergences).items():
+        for sums in (found.divergences, given):
+            values = getattr(sums, name).get()
+            np.testing.assert_allclose(values, truth_, rtol=64 * eps, atol=64 * eps)
+            assert values[-1] == 0
+            assert (values >= 0).all()
+    seen_in_small_runs.update(launched)
+
+
 def test_small_runs_have_seen_every_kernel():
     if len(seen_in_small_runs) == 0:
         pytest.skip("goes with test_small_run")
-    of_rows = [build for build in _cupy_core.builds() if set(build.files) == set(_cupy_core.ROWS)]
+    over_rows = {_cupy_core.ROWS, _cupy_core.PAIRS}
+    of_rows = [build for build in _cupy_core.builds() if build.files in over_rows]
     known = {name.partition("<")[0] for build in of_rows for name in build.names}
     if backend_chip().arch < 90:
-        known -= {"cluster_rows"}
+        known -= {"cluster_rows", "cluster_pairs"}
     assert known - seen_in_small_runs == set()
 
 

@@ -15,7 +15,7 @@ from oracle import argmax_rows, assert_close, label_ranks
 from oracle import entropy as true_entropy
 
 from gpuxent import _row_loss
-from gpuxent._records import NO_CLASS, ExactSum, PairStats, RowStats, Spread
+from gpuxent._records import NO_CLASS, Divergences, ExactSum, RowStats, Spread
 from gpuxent.backends import backend_of
 from gpuxent.evaluation.statistics.totals import Totals
 
@@ -119,11 +119,11 @@ def test_rank_breaks_ties_by_index():
     assert row_stats(x, np.arange(6), also=("rank",)).rank.tolist() == [2, 0, 1, 3, 4, 5]
 
 
-def test_pair_stats_merge_by_addition():
-    a, b = PairStats(np.array([1.0, 2.0]), js=np.ones(2)), PairStats(np.array([0.5, 0.25]), np.full(2, 3.0))
+def test_divergences_merge_by_addition():
+    a, b = Divergences(np.array([1.0, 2.0]), js=np.ones(2)), Divergences(np.array([0.5, 0.25]), np.full(2, 3.0))
     merged = a.merge(b)
     assert (merged.kl.tolist(), merged.reverse_kl.tolist(), merged.js.tolist()) == ([1.5, 2.25], [3.0, 3.0], [1.0, 1.0])
-    same = a.merge(PairStats.identity((2,)))
+    same = a.merge(Divergences.identity((2,)))
     assert (same.kl.tolist(), same.reverse_kl.tolist(), same.js.tolist()) == ([1.0, 2.0], [0.0, 0.0], [1.0, 1.0])
 
 

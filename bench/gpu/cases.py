@@ -69,6 +69,10 @@ CASES = (
     Case("softmax", "bf16", 8192, 128256, compiling=False),
     Case("logsumexp", "bf16", 8192, 128256, compiling=False),
     Case("soft", "bf16", 4096, 128256, compiling=False),
+    Case("pairs", "bf16", 4096, 128256, compiling=False),
+    Case("pairs", "f32", 2048, 128256, compiling=False),
+    Case("pairs", "bf16", 131072, 4096, compiling=False),
+    Case("pairs", "bf16", 4, 128256, compiling=False),
     Case("binary", "f32", 32768, 8192, compiling=False),
 )
 
@@ -83,6 +87,7 @@ QUICK = (
     Case("inplace", "f32", 131072, 256, compiling=False),
     Case("loss", "bf16", 4, 128256, compiling=False),
     Case("soft", "bf16", 1024, 32000, compiling=False),
+    Case("pairs", "bf16", 1024, 32000, compiling=False),
     Case("binary", "f32", 4096, 8192, compiling=False),
     Case("logsumexp", "f32", 4096, 32000, compiling=False),
     Case("softmax", "bf16", 4096, 32000, compiling=False),

@@ -29,7 +29,7 @@ class Place(Problem):
 
 def make(case: Case) -> list[Place]:
     """The problem in as many places as it takes, at least two."""
-    task = case.task if case.task in ("soft", "binary") else "loss"  # the others have the same data
+    task = case.task if case.task in ("soft", "binary", "pairs") else "loss"  # the others have the same data
     return [replace(place, case=case) for place in _places(task, case.dtype, case.rows, case.vocab)]
 
 

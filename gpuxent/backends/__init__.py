@@ -13,8 +13,12 @@ losses.
     row_stats_and_grad(logits, labels, weights, *, spread, transform, also, out) -> (RowStats, dlogits)
         both, for rows with the whole vocabulary
     log_probs(logits, stats) -> log softmax, in the logits' dtype
-    pair_stats(p, q, p_stats, q_stats, *, divergences) -> PairStats
-        sums over two models' rows: logits with their stats, or probabilities without
+    pair_stats(base, other, labels, *, transforms, divergences, also) -> PairStats
+        two models' rows with the whole vocabulary: the statistics of both and how far they diverge, in one read;
+        `transforms` is one for each, `divergences` names the fields of Divergences that are wanted
+    divergence_sums(p, q, p_stats, q_stats, *, transforms, divergences) -> Divergences
+        what (a slice of) two rows of logits adds to them, given the stats of the whole rows; of rows of probabilities,
+        without
     cross_sums, row_sums, onehot_sums, take_label, binary_losses, binary_sums, binary_grad
         see `_numpy_pairs` and `_numpy_binary`; every sum over a slice adds up to that of the row
 

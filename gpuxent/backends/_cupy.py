@@ -12,10 +12,11 @@ from typing import Any
 import cupy
 import numpy as np
 
-from gpuxent._records import IDENTITY, NO_LABEL, GradWeights, RowStats, Spread, Transform
+from gpuxent._records import DIVERGENCES, IDENTITY, NO_LABEL, Divergences, GradWeights, RowStats, Spread, Transform
 from gpuxent.backends import _cupy_core as core
+from gpuxent.backends import _cupy_pairs as pairs
 from gpuxent.backends import _cupy_sums as sums
-from gpuxent.backends._cupy_jobs import Chip, Job, Record, here, row_stats_of
+from gpuxent.backends._cupy_jobs import Job, Record, here, row_stats_of, shared_for_l2, whole_vectors
 from gpuxent.backends._cupy_rules import map_rows, total
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "binary_losses",
     "binary_sums",
     "cross_sums",
+    "divergence_sums",
     "label_logits",
     "laid_out_as",
     "log_probs",
@@ -142,12 +144,28 @@ def log_probs(logits: cupy.ndarray, stats: RowStats) -> cupy.ndarray:
     return out
 
 
+@_on_its_device
+def divergence_sums(
+    p: cupy.ndarray,
+    q: cupy.ndarray,
+    p_stats: RowStats | None = None,
+    q_stats: RowStats | None = None,
+    *,
+    transforms: tuple[Transform, Transform] = (IDENTITY, IDENTITY),
+    divergences: Sequence[str] = DIVERGENCES,
+) -> Divergences:
+    """The divergences that are named: of rows of logits with their stats, or of probabilities."""
+    if p_stats is None or q_stats is None:
+        return sums.divergence_sums(p, q, divergences=divergences)
+    return pairs.divergence_sums(p, q, p_stats, q_stats, transforms=transforms, divergences=divergences)
+
+
 binary_grad = _on_its_device(sums.binary_grad)
 binary_losses = _on_its_device(sums.binary_losses)
 binary_sums = _on_its_device(sums.binary_sums)
 cross_sums = _on_its_device(sums.cross_sums)
 onehot_sums = _on_its_device(sums.onehot_sums)
-pair_stats = _on_its_device(sums.pair_stats)
+pair_stats = _on_its_device(pairs.pair_stats)
 row_sums = _on_its_device(sums.row_sums)
 take_label = _on_its_device(sums.take_label)
 
@@ -205,26 +223,20 @@ def _steps(rows: int, lanes: int) -> int:
 def _near(job: Job, how: int) -> tuple[Any, ...]:
     """For longer rows: shared memory that holds two of them, or one eighth, or one; if there is none, L2."""
     chip, threads = here(), core.most_threads(job.logit, how)
-    whole = core.BLOCK_SHARED + _whole_vectors(job.row_bytes)
-    share = core.BLOCK_SHARED + _whole_vectors(_piece_columns(job.vocab, core.CLUSTER) * job.itemsize)
+    whole = core.BLOCK_SHARED + whole_vectors(job.row_bytes)
+    share = core.BLOCK_SHARED + whole_vectors(core.piece_columns(job.vocab, core.CLUSTER) * job.itemsize)
     if 2 * (whole + core.SYSTEM_SHARED) <= chip.shared_per_multiprocessor and whole <= chip.shared_per_block:
         return f"kept_rows<{job.types}, {how}, true>", threads, 1, 1, whole
     if _clusters_fit(job):
         return f"cluster_rows<{job.types}, {how}>", 256, core.CLUSTER, 1, share
     if whole <= chip.shared_per_block:
         return f"kept_rows<{job.types}, {how}, true>", threads, 1, 1, whole
-    return f"kept_rows<{job.types}, {how}, false>", threads, 1, 1, _shared_for_l2(chip, job.row_bytes, threads)
+    return f"kept_rows<{job.types}, {how}, false>", threads, 1, 1, shared_for_l2(chip, job.row_bytes, threads)
 
 
 def _clusters_fit(job: Job) -> bool:
-    share = core.BLOCK_SHARED + _whole_vectors(_piece_columns(job.vocab, core.CLUSTER) * job.itemsize)
+    share = core.BLOCK_SHARED + whole_vectors(core.piece_columns(job.vocab, core.CLUSTER) * job.itemsize)
     return here().arch >= 90 and share <= here().shared_per_block
-
-
-def _piece_columns(vocab: int, slices: int) -> int:
-    """The columns of a piece: `width` of struct Piece in task.cu."""
-    share = -(-vocab // slices)
-    return -(-share // 16) * 16
 
 
 def _pieces(job: Job) -> int:
@@ -248,17 +260,6 @@ def _split(job: Job, slices: int) -> RowStats:
     job.launch(totals, 256, slices, 1, core.BLOCK_SHARED)
     job.launch(merge, 32, slices=slices)
     return record.stats(job.shape)
-
-
-def _shared_for_l2(chip: Chip, row_bytes: int, threads: int) -> int:
-    """Shared memory that nobody uses, so that no more rows are in work than L2 can hold until their second read."""
-    blocks = max(1, min(2048 // threads, int(0.7 * chip.l2) // (row_bytes * chip.multiprocessors)))
-    share = chip.shared_per_multiprocessor // blocks - core.SYSTEM_SHARED
-    return max(core.BLOCK_SHARED, min(share, chip.shared_per_block) // 16 * 16)
-
-
-def _whole_vectors(size: int) -> int:
-    return -(-size // core.VECTOR) * core.VECTOR
 
 
 def _over_pieces(job: Job, kernel: str) -> None:

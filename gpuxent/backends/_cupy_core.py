@@ -25,6 +25,7 @@ ROWS = (
     "resident",
     "split",
 )  # the files of the kernels over rows
+PAIRS = (*ROWS, "pairs")
 
 C_TYPES = {
     np.dtype(stored): name
@@ -70,6 +71,14 @@ def source(*names: str) -> str:
     return "".join(f'#line 1 "{name}.cu"\n{(FOLDER / f"{name}.cu").read_text()}' for name in names)
 
 
+KEEPING = ("kept_rows", "cluster_rows", "pair_rows", "cluster_pairs")  # rows in shared memory
+
+
+def files_of(kernel: str) -> tuple[str, ...]:
+    """The files of a kernel over rows, or over pairs of them."""
+    return PAIRS if kernel.startswith(("pair_rows", "cluster_pairs", "divergence_rows")) else ROWS
+
+
 def is_double(logit: str, how: int) -> bool:
     """Whether a kernel computes in float64: `real_of` in task.cu."""
     return logit == "double" or bool(how & SOFTCAP)
@@ -78,6 +87,12 @@ def is_double(logit: str, how: int) -> bool:
 def most_threads(logit: str, how: int) -> int:
     """Of a block with a row in registers or in shared memory: `most_threads` in resident.cu."""
     return 256 if is_double(logit, how) and how & ~(GRADIENT | ARGMAX) else 512
+
+
+def piece_columns(vocab: int, slices: int) -> int:
+    """The columns of a piece: `width` of struct Piece in task.cu."""
+    share = -(-vocab // slices)
+    return -(-share // 16) * 16
 
 
 # ---- all that is compiled ----
@@ -117,10 +132,39 @@ def builds() -> Iterator[Build]:
         if logit != "double":
             for how in (0, ARGMAX | MOMENT | RANK):
                 yield Build(ROWS, tuple(f"{kernel}<{logit}, {how}>" for kernel in SPLIT), every_arch=not how)
+    yield from _pair_builds()
     kinds = [(value, denominator) for value in ("bool", "double") for denominator in ("double", "const double*")]
     names = tuple(f"totals::exact_total<{value}, {denominator}>" for value, denominator in kinds)
     yield Build(("formats", "totals"), names, every_arch=True)
     yield Build(("terms",), (), every_arch=True)  # functions, of which CuPy makes kernels
+
+
+def _pair_builds() -> Iterator[Build]:
+    """Pairs of one type with what a comparison asks for, the usual types without it and with softcap; and of two types.
+    They take long to compile: not all are for every architecture."""
+    compared = ARGMAX | MOMENT | RANK
+    for logit in C_TYPES.values():
+        usual = logit in ("float", "__nv_bfloat16")
+        for how in (compared, 0, compared | SOFTCAP) if usual else (compared,):
+            logits, every_arch = (logit, logit), usual and how == compared
+            yield Build(PAIRS, tuple(pair_kernels(logits, (how, how))), every_arch)
+            yield Build(PAIRS, (cluster_pairs(logits, (how, how)),), every_arch, least_arch=90)
+    yield Build(PAIRS, tuple(pair_kernels(("float", "__nv_bfloat16"), (compared, compared))), every_arch=False)
+
+
+def pair_kernels(logits: tuple[str, str], hows: tuple[int, int], tempered: bool = False) -> list[str]:
+    """In shared memory, through L2, and given the statistics."""
+    arguments = _pair_arguments(logits, hows, tempered)
+    return [*(f"pair_rows<{arguments}, {copied}>" for copied in ("true", "false")), f"divergence_rows<{arguments}>"]
+
+
+def cluster_pairs(logits: tuple[str, str], hows: tuple[int, int], tempered: bool = False) -> str:
+    return f"cluster_pairs<{_pair_arguments(logits, hows, tempered)}>"
+
+
+def _pair_arguments(logits: tuple[str, str], hows: tuple[int, int], tempered: bool) -> str:
+    double = tempered or any(map(is_double, logits, hows))
+    return f"{', '.join(logits)}, {hows[0]}, {hows[1]}, {'double' if double else 'float'}"
 
 
 SPLIT = ("piece_tops", "piece_sums", "merge_pieces")  # in the order of their launches

@@ -22,6 +22,7 @@ __all__ = [
     "binary_losses",
     "binary_sums",
     "cross_sums",
+    "divergence_sums",
     "label_logits",
     "laid_out_as",
     "limb_sums",
@@ -86,6 +87,7 @@ row_stats = _over_there(_cupy.row_stats)
 label_logits = _over_there(_cupy.label_logits)
 take_label = _over_there(_cupy.take_label)
 pair_stats = _over_there(_cupy.pair_stats)
+divergence_sums = _over_there(_cupy.divergence_sums)
 cross_sums = _over_there(_cupy.cross_sums)
 row_sums = _over_there(_cupy.row_sums)
 onehot_sums = _over_there(_cupy.onehot_sums)

@@ -106,18 +106,18 @@ class Job:
         if not self.rows:
             return
         run = kernel_of(kernel, cupy.cuda.Device().id)
-        for first, rows, layout in _stretches(self.shape, self.arrays):
-            places = {name: values.data.ptr + first * step for name, (values, step) in self.vectors.items()}
-            task = _packed(self.values | places | layout | {"rows": rows, "slices": slices or blocks_per_row})
+        for first, rows, layout in stretches(self.shape, self.arrays):
+            task = self.task(first, layout | {"rows": rows, "slices": slices or blocks_per_row})
             run((-(-rows // rows_per_block) * blocks_per_row,), (threads,), (task,), shared_mem=shared)
 
+    def task(self, first: int, layout: dict[str, int]) -> np.ndarray:
+        """struct Task for the rows from `first` on."""
+        places = {name: values.data.ptr + first * step for name, (values, step) in self.vectors.items()}
+        told = self.values | places | layout
+        return np.array(tuple([told.get(name, 0) for name in core.TASK.names or ()]), core.TASK)
 
-def _packed(task: dict[str, Any]) -> np.ndarray:
-    """struct Task."""
-    return np.array(tuple([task.get(name, 0) for name in core.TASK.names or ()]), core.TASK)
 
-
-def _stretches(shape: tuple[int, ...], arrays: dict[str, cupy.ndarray]) -> Iterator[tuple[int, int, dict[str, int]]]:
+def stretches(shape: tuple[int, ...], arrays: dict[str, cupy.ndarray]) -> Iterator[tuple[int, int, dict[str, int]]]:
     """(first row, number of rows, members of the task) of stretches in which two strides lead from row to row, in each
     of the arrays."""
     sizes, steps = _joined(shape, [array.strides[:-1] for array in arrays.values()])
@@ -233,11 +233,22 @@ def here() -> Chip:
     return chip_of(cupy.cuda.Device().id)
 
 
+def shared_for_l2(chip: Chip, row_bytes: int, threads: int) -> int:
+    """Shared memory that nobody uses, so that no more rows are in work than L2 can hold until their second read."""
+    blocks = max(1, min(2048 // threads, int(0.7 * chip.l2) // (row_bytes * chip.multiprocessors)))
+    share = chip.shared_per_multiprocessor // blocks - core.SYSTEM_SHARED
+    return max(core.BLOCK_SHARED, min(share, chip.shared_per_block) // 16 * 16)
+
+
+def whole_vectors(size: int) -> int:
+    return -(-size // core.VECTOR) * core.VECTOR
+
+
 @cache
 def kernel_of(name: str, device: int) -> Any:
     """The kernel of that name, compiled once per process and, through CuPy's cache on disk, once per machine."""
-    module = cupy.RawModule(code=core.source(*core.ROWS), options=core.OPTIONS, name_expressions=[name])
+    module = cupy.RawModule(code=core.source(*core.files_of(name)), options=core.OPTIONS, name_expressions=[name])
     kernel = module.get_function(name)
-    if name.startswith(("kept_rows", "cluster_rows")):  # more than 48 KB has to be asked for
+    if name.startswith(core.KEEPING):  # more than 48 KB has to be asked for
         kernel.max_dynamic_shared_size_bytes = chip_of(device).shared_per_block
     return kernel

@@ -14,7 +14,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from gpuxent._records import PairStats, RowStats
+from gpuxent._records import DIVERGENCES, Divergences, RowStats
 from gpuxent.backends._cupy_core import OPTIONS, source
 
 Array = Any  # cupy.ndarray
@@ -39,15 +39,6 @@ def _reader(array: Array) -> str:
 
 def _writer(array: Array) -> str:
     return _WRITE.get(array.dtype.name, "double")
-
-
-def _per_row(vectors: Sequence[Array]) -> list[Array]:
-    """The vectors as kernel inputs beside rows, interleaved in one array.
-
-    Of an input that is contiguous across rows, CuPy concludes that all are best read that way, 32 rows at a time.
-    """
-    together = cupy.stack(vectors, axis=-1)
-    return [together[..., k, None] for k in range(len(vectors))]
 
 
 def _weight(weight: Weight) -> Array | float:
@@ -97,33 +88,19 @@ def _summed(kernel: Any, arrays: Sequence[Array | float], *dtypes: Any) -> list[
 # ---- two models' rows, and rows of probabilities ----
 
 
-def pair_stats(
-    p: Array, q: Array, p_stats: RowStats | None = None, q_stats: RowStats | None = None, *, divergences: Sequence[str]
-) -> PairStats:
-    """The fields of PairStats that are named, of rows of p and q: logits with their stats, or probabilities. A read of
-    both for each."""
-    return PairStats(**{name: _divergence(name, p, q, p_stats, q_stats) for name in divergences})
+def divergence_sums(p: Array, q: Array, *, divergences: Sequence[str] = DIVERGENCES) -> Divergences:
+    """The divergences that are named, of rows of probabilities. A read of both for each."""
+    return Divergences(**{name: _divergence(name, p, q) for name in divergences})
 
 
-def _divergence(name: str, p: Array, q: Array, p_stats: RowStats | None, q_stats: RowStats | None) -> Array:
+def _divergence(name: str, p: Array, q: Array) -> Array:
     if name == "reverse_kl":
-        return _divergence("kl", q, p, q_stats, p_stats)
-    if p_stats is None or q_stats is None:
-        return _summed(_probs_kernel(name, _reader(p), _reader(q)), [_bits(p), _bits(q)], np.float64)[0]
-    stats = _per_row((p_stats.max, cupy.log1p(p_stats.rest), q_stats.max, cupy.log1p(q_stats.rest)))
-    kernel = _logits_kernel(name, _reader(p), _reader(q))
-    return _summed(kernel, [_bits(p), _bits(q), *stats], np.float64)[0]
+        return _divergence("kl", q, p)
+    return _summed(_divergence_kernel(name, _reader(p), _reader(q)), [_bits(p), _bits(q)], np.float64)[0]
 
 
 @cache
-def _logits_kernel(divergence: str, read_p: str, read_q: str) -> Any:
-    pair = f"pair_of_logits({read_p}(p), p_max, p_log, {read_q}(q), q_max, q_log)"
-    inputs = "P p, Q q, float64 p_max, float64 p_log, float64 q_max, float64 q_log"
-    return _reduction(inputs, "float64 total", f"{divergence}_term({pair})", f"gpuxent_{divergence}_logits")
-
-
-@cache
-def _probs_kernel(divergence: str, read_p: str, read_q: str) -> Any:
+def _divergence_kernel(divergence: str, read_p: str, read_q: str) -> Any:
     term = f"{divergence}_term(pair_of_probs({read_p}(p), {read_q}(q)))"
     return _reduction("P p, Q q", "float64 total", term, f"gpuxent_{divergence}_probs")
 

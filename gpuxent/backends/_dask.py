@@ -23,9 +23,11 @@ import dask.array as da
 import numpy as np
 
 from gpuxent._records import (
+    DIVERGENCES,
     IDENTITY,
     NO_LABEL,
     ROW_FIELDS,
+    Divergences,
     ExactSum,
     GradWeights,
     LinearGrad,
@@ -129,19 +131,47 @@ class DaskBackend:
 
     def pair_stats(
         self,
+        base: da.Array,
+        other: da.Array,
+        labels: da.Array | None = None,
+        *,
+        transforms: tuple[Transform, Transform] = (IDENTITY, IDENTITY),
+        divergences: Sequence[str] = DIVERGENCES,
+        also: Sequence[str] = (),
+    ) -> PairStats:
+        if base.numblocks[-1] > 1:  # the divergences of a slice need the normalizers of whole rows: a second read
+            sides = zip((base, other), transforms, strict=True)
+            p, q = (self.row_stats(rows, labels, transform=transform, also=also) for rows, transform in sides)
+            sums = self.divergence_sums(base, other, p, q, transforms=transforms, divergences=divergences)
+            return PairStats(p, q, sums)
+
+        def stats(backend: Any, base: Any, labels: Any, _start: int, other: Any) -> Any:
+            found = backend.pair_stats(base, other, labels, transforms=transforms, divergences=divergences, also=also)
+            sums = [getattr(found.divergences, name) for name in divergences]
+            return (*vars(found.base).values(), *vars(found.other).values(), *sums)
+
+        count = len(ROW_FIELDS)
+        states = self._states(stats, base, labels, other, outputs=2 * count + len(divergences))[..., 0, :]
+        found = {name: states[..., 2 * count + i] for i, name in enumerate(divergences)}
+        p, q = (RowStats.unstacked(states[..., start : start + count]) for start in (0, count))
+        return PairStats(p, q, Divergences(**found))
+
+    def divergence_sums(
+        self,
         p: da.Array,
         q: da.Array,
         p_stats: RowStats | None = None,
         q_stats: RowStats | None = None,
         *,
-        divergences: Sequence[str],
-    ) -> PairStats:
+        transforms: tuple[Transform, Transform] = (IDENTITY, IDENTITY),
+        divergences: Sequence[str] = DIVERGENCES,
+    ) -> Divergences:
         def sums(backend: Any, p: Any, _labels: Any, _start: int, q: Any, *stats: Any) -> Any:
-            found = backend.pair_stats(p, q, *stats, divergences=divergences)
+            found = backend.divergence_sums(p, q, *stats, transforms=transforms, divergences=divergences)
             return tuple(getattr(found, name) for name in divergences)
 
         totals = self._sums(sums, p, None, q, _needed(p_stats), _needed(q_stats), outputs=len(divergences))
-        return PairStats(**dict(zip(divergences, totals, strict=True)))
+        return Divergences(**dict(zip(divergences, totals, strict=True)))
 
     def cross_sums(self, weights: da.Array, probs: da.Array, *, scale: np.ndarray | float = 1.0) -> da.Array:
         def sums(backend: Any, probs: Any, _labels: Any, _start: int, weights: Any, scale: Any) -> Any:

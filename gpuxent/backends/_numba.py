@@ -14,7 +14,17 @@ import ml_dtypes
 import numpy as np
 from numba.core.compiler_lock import global_compiler_lock
 
-from gpuxent._records import IDENTITY, NO_LABEL, GradWeights, PairStats, RowStats, Spread, Transform
+from gpuxent._records import (
+    DIVERGENCES,
+    IDENTITY,
+    NO_LABEL,
+    Divergences,
+    GradWeights,
+    PairStats,
+    RowStats,
+    Spread,
+    Transform,
+)
 from gpuxent.backends import _numba_binary, _numba_pairs, _numba_rows, _numpy, _threads
 from gpuxent.backends._numba_rows import FIELDS
 from gpuxent.backends._numba_sums import limb_sums
@@ -36,6 +46,7 @@ __all__ = [
     "binary_losses",
     "binary_sums",
     "cross_sums",
+    "divergence_sums",
     "label_logits",
     "laid_out_as",
     "limb_sums",
@@ -65,6 +76,7 @@ LIKE = {
     )
 }
 BLOCK = 1 << 18  # elements of rows that are copied at a time, where the loops cannot read them as they are
+NEAR = 1 << 19  # bytes of two models' rows that are read twice: what a core's own cache holds, but a pair at least
 FEW = 1 << 20  # elements for which to wake another thread costs as much as it saves
 
 if hasattr(os, "register_at_fork"):  # a child forked while another thread compiles would wait for it for ever
@@ -313,31 +325,74 @@ def _stacked(weights: GradWeights, rows: int) -> np.ndarray:
 
 
 def pair_stats(
+    base: np.ndarray,
+    other: np.ndarray,
+    labels: np.ndarray | None = None,
+    *,
+    transforms: tuple[Transform, Transform] = (IDENTITY, IDENTITY),
+    divergences: Sequence[str] = DIVERGENCES,
+    also: Sequence[str] = (),
+) -> PairStats:
+    """Statistics and divergences of two models' rows, in one read of memory: a row's second read finds it in the
+    cache."""
+    jobs = _pair_jobs(base, other, labels, transforms)
+    records = [np.zeros((len(FIELDS), job.rows.count)) for job in jobs]
+    ranked = [job.label_logits() if "rank" in also else None for job in jobs]
+    out = np.zeros((len(DIVERGENCES), jobs[0].rows.count))
+    flags = ("argmax" in also, "moment" in also)
+    step = max(1, NEAR // sum(job.rows.columns * job.rows.dtype.itemsize for job in jobs))
+
+    def call(first: int, last: int) -> None:
+        tiles = [job.tiles() for job in jobs]
+        for start in range(first, last, step):
+            stop = min(start + step, last)
+            for job, labelled, scratch, record in zip(jobs, ranked, tiles, records, strict=True):
+                given = (job.logits, job.labels, labelled, job.how, flags, scratch, record)
+                _numba_rows.measure_rows(start, stop, *given)
+            _numba_pairs.diverge_rows(start, stop, *map(_side, jobs, tiles, records), out)
+
+    _over_rows(call, [job.rows for job in jobs])
+    p, q = (job.stats(record, also) for job, record in zip(jobs, records, strict=True))
+    return PairStats(p, q, _named(divergences, out, base.shape[:-1]))
+
+
+def divergence_sums(
     p: np.ndarray,
     q: np.ndarray,
     p_stats: RowStats | None = None,
     q_stats: RowStats | None = None,
     *,
-    divergences: Sequence[str],
-) -> PairStats:
-    """The fields of PairStats that are named: of rows of logits with their stats, or of probabilities (by NumPy)."""
+    transforms: tuple[Transform, Transform] = (IDENTITY, IDENTITY),
+    divergences: Sequence[str] = DIVERGENCES,
+) -> Divergences:
+    """The divergences that are named: of rows of logits with their stats, or of probabilities (by NumPy)."""
     if p_stats is None or q_stats is None:
-        return _numpy.pair_stats(p, q, divergences=divergences)
-    first, second = Rows(p), Rows(q)
-    with np.errstate(divide="ignore"):  # a row that is all -inf
-        vectors = (p_stats.max, np.log1p(p_stats.rest), q_stats.max, np.log1p(q_stats.rest))
-    normalizers = np.stack([np.ravel(vector) for vector in vectors])
-    out = np.zeros((3, first.count))
-    kl, js = not {"kl", "reverse_kl"}.isdisjoint(divergences), "js" in divergences
+        return _numpy.divergence_sums(p, q, divergences=divergences)
+    jobs = _pair_jobs(p, q, None, transforms)
+    records = [np.stack([np.ravel(stats.max), np.ravel(stats.rest)]) for stats in (p_stats, q_stats)]
+    out = np.zeros((len(DIVERGENCES), jobs[0].rows.count))
 
-    def call(start: int, stop: int) -> None:
-        sides = ((first.addresses, first.like), (second.addresses, second.like))
-        padding = (np.empty(LANES, first.like.dtype), np.empty(LANES, second.like.dtype))
-        _numba_pairs.pair_rows(start, stop, *sides, first.columns, normalizers, (kl, js), padding, out)
+    def call(first: int, last: int) -> None:
+        _numba_pairs.diverge_rows(first, last, *map(_side, jobs, (job.tiles() for job in jobs), records), out)
 
-    _over_rows(call, [first, second])
-    found = dict(zip(("kl", "reverse_kl", "js"), out.reshape(3, *p.shape[:-1]), strict=True))
-    return PairStats(**{name: found[name] for name in divergences})
+    _over_rows(call, [job.rows for job in jobs])
+    return _named(divergences, out, p.shape[:-1])
+
+
+def _pair_jobs(
+    p: np.ndarray, q: np.ndarray, labels: np.ndarray | None, transforms: tuple[Transform, Transform]
+) -> list[_Job]:
+    return [_Job(logits, labels, 0, None, transform) for logits, transform in zip((p, q), transforms, strict=True)]
+
+
+def _side(job: _Job, tiles: tuple[np.ndarray, ...], record: np.ndarray) -> tuple[Any, ...]:
+    """One of the two as `_numba_pairs` takes it."""
+    return job.logits, job.transform, tiles, record
+
+
+def _named(divergences: Sequence[str], found: np.ndarray, shape: tuple[int, ...]) -> Divergences:
+    values = dict(zip(DIVERGENCES, found.reshape(len(found), *shape), strict=True))
+    return Divergences(**{name: values[name] for name in divergences})
 
 
 # ---- sums of rows and independent sigmoids ----

@@ -246,7 +246,7 @@ B9, B10, B11 = 2.7557597179622466854e-6, 2.7631687328466402364e-7, 2.49989951428
 
 
 @intrinsic
-def _fused(typing_context, a, b, c):
+def fused(typing_context, a, b, c):
     """a * b + c, rounded once: the accuracy of exp hangs on it, so it is not left to the compiler to contract."""
 
     def generate(context, builder, signature, arguments):
@@ -277,7 +277,7 @@ def _scaled_exp_32(x, shift, power, lowest):
     magic = MAGIC_32 - power
     t = d * f32(LOG2_E) + magic
     k = t - magic
-    r = _fused(-k, LN_2_32, d)
+    r = fused(-k, LN_2_32, d)
     r = r - k * LN_2_32_LOW
     p = A4 + r * A5
     p = p * r + A3
@@ -294,7 +294,7 @@ def _scaled_exp_64(x, shift, power, lowest):
     magic = MAGIC_64 - power
     t = d * LOG2_E + magic
     k = t - magic
-    r = _fused(-k, LN_2, d)
+    r = fused(-k, LN_2, d)
     r = r - k * LN_2_LOW
     return (_expm1_near_0(r) + 1.0) * i64(bits_of(t) << i64(52)).view(np.float64)
 
@@ -321,7 +321,7 @@ def tanh(x):
     d = -100.0 if d < -100.0 else d
     t = d * LOG2_E + MAGIC_64
     k = t - MAGIC_64
-    r = _fused(-k, LN_2, d)
+    r = fused(-k, LN_2, d)
     r = r - k * LN_2_LOW
     scale = i64(bits_of(t) << i64(52)).view(np.float64)
     m = scale * _expm1_near_0(r) + (scale - 1.0)

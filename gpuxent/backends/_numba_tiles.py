@@ -112,7 +112,7 @@ def gap_sums(tile, padding, top, weights):
     whole = tile.size - tile.size % LANES
     gap, total = _gap_sums(tile[:whole], work(tile, top), weights[:whole])
     if whole < tile.size:
-        more_gap, more = _gap_sums(_remainder(tile, padding), work(tile, top), weights[whole : whole + LANES])
+        more_gap, more = _gap_sums(remainder(tile, padding), work(tile, top), weights[whole : whole + LANES])
         gap, total = gap + more_gap, total + more
     if top == -np.inf:  # every weight meets a logit of -inf
         gap = work(tile, np.inf) if total > 0 else work(tile, 0.0)
@@ -137,7 +137,7 @@ def moment_of(tile, padding, top, shift, power):
     shift, power, lowest = scale(tile, shift, power)
     total = _moment(_whole(tile), work(tile, top), shift, power, lowest)
     if tile.size % LANES:
-        total += _moment(_remainder(tile, padding), work(tile, top), shift, power, lowest)
+        total += _moment(remainder(tile, padding), work(tile, top), shift, power, lowest)
     return f64(total)
 
 
@@ -225,7 +225,7 @@ def _whole(tile):
 
 
 @inner
-def _remainder(tile, padding):
+def remainder(tile, padding):
     """What is left of a tile after its last whole vectors, with -inf after it."""
     count = tile.size % LANES
     left, empty = tile[tile.size - count :], padding[count:]
@@ -247,7 +247,7 @@ def sum_and_top(tile, padding, shift, power):
     shift, power, lowest = scale(tile, shift, power)
     total, high, low = _sum_and_top(_whole(tile), shift, power, lowest)
     if tile.size % LANES:
-        more, higher, lower = _sum_and_top(_remainder(tile, padding), shift, power, lowest)
+        more, higher, lower = _sum_and_top(remainder(tile, padding), shift, power, lowest)
         total, high, low = total + more, max(high, higher), min(low, lower)
     return f64(total), _top(tile, high, low)
 
@@ -258,7 +258,7 @@ def sum_without(tile, padding, top, shift, power):
     top = work(tile, top)
     total, count = _sum_without(_whole(tile), top, shift, power, lowest)
     if tile.size % LANES:
-        more, others = _sum_without(_remainder(tile, padding), top, shift, power, lowest)
+        more, others = _sum_without(remainder(tile, padding), top, shift, power, lowest)
         total, count = total + more, count + others
     return f64(total), count
 

@@ -11,9 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from gpuxent._records import IDENTITY, NO_LABEL, ExactSum, GradWeights, RowStats, Spread, Transform, exp_difference
+from gpuxent._records import (
+    DIVERGENCES,
+    IDENTITY,
+    NO_LABEL,
+    ExactSum,
+    GradWeights,
+    PairStats,
+    RowStats,
+    Spread,
+    Transform,
+    exp_difference,
+)
 from gpuxent.backends._numpy_binary import binary_grad, binary_losses, binary_sums
-from gpuxent.backends._numpy_pairs import cross_sums, onehot_sums, pair_stats, row_sums
+from gpuxent.backends._numpy_pairs import cross_sums, divergence_sums, onehot_sums, row_sums
 from gpuxent.backends._numpy_sums import limb_sums
 from gpuxent.backends._tiles import TILE, load, over_tiles, slope_of, work_dtype
 
@@ -23,6 +34,7 @@ __all__ = [
     "binary_losses",
     "binary_sums",
     "cross_sums",
+    "divergence_sums",
     "label_logits",
     "laid_out_as",
     "limb_sums",
@@ -293,6 +305,21 @@ def row_stats_and_grad(
     """Both, in two reads."""
     stats = row_stats(logits, labels, spread=spread, transform=transform, also=also)
     return stats, logit_grad(logits, labels, stats, weights, spread=spread, transform=transform, out=out)
+
+
+def pair_stats(
+    base: np.ndarray,
+    other: np.ndarray,
+    labels: np.ndarray | None = None,
+    *,
+    transforms: tuple[Transform, Transform] = (IDENTITY, IDENTITY),
+    divergences: Sequence[str] = DIVERGENCES,
+    also: Sequence[str] = (),
+) -> PairStats:
+    """Statistics and divergences of two models' rows, in two reads of each."""
+    sides = zip((base, other), transforms, strict=True)
+    p, q = (row_stats(logits, labels, transform=transform, also=also) for logits, transform in sides)
+    return PairStats(p, q, divergence_sums(base, other, p, q, transforms=transforms, divergences=divergences))
 
 
 def log_probs(logits: np.ndarray, stats: RowStats) -> np.ndarray:

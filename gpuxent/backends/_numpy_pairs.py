@@ -7,19 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from gpuxent._records import IDENTITY, PairStats, RowStats
+from gpuxent._records import DIVERGENCES, IDENTITY, Divergences, RowStats, Transform
 from gpuxent.backends._tiles import load, sum_tiles, work_dtype
 
 
-def pair_stats(
+def divergence_sums(
     p: np.ndarray,
     q: np.ndarray,
     p_stats: RowStats | None = None,
     q_stats: RowStats | None = None,
     *,
-    divergences: Sequence[str],
-) -> PairStats:
-    """The fields of PairStats that are named, of rows of p and q: logits with their stats, or probabilities."""
+    transforms: tuple[Transform, Transform] = (IDENTITY, IDENTITY),
+    divergences: Sequence[str] = DIVERGENCES,
+) -> Divergences:
+    """The divergences that are named, of rows of p and q: logits with their stats, or probabilities."""
     arrays = [p, q]
     if p_stats is not None and q_stats is not None:
         with np.errstate(divide="ignore"):  # a row that is all -inf
@@ -28,8 +29,8 @@ def pair_stats(
 
     def sums(views: list[Any], buffers: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         a, b, log_ratio = buffers
-        load(views[0], a, IDENTITY)
-        load(views[1], b, IDENTITY)
+        load(views[0], a, transforms[0])
+        load(views[1], b, transforms[1])
         if p_stats is None:
             close = np.abs(a - b) < b / 2  # log1p is exact there, and loses a p far below q
             log_ratio[...] = np.where(close, np.log1p((a - b) / b), np.log(a) - np.log(b))
@@ -43,7 +44,7 @@ def pair_stats(
         return tuple(TERMS[name](a, b, log_ratio).sum(axis=1) for name in divergences)
 
     found = sum_tiles(sums, arrays, [np.float64] * 3, outputs=len(divergences))
-    return PairStats(**dict(zip(divergences, found, strict=True)))
+    return Divergences(**dict(zip(divergences, found, strict=True)))
 
 
 def _kl_terms(p: np.ndarray, q: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
@@ -52,6 +53,7 @@ def _kl_terms(p: np.ndarray, q: np.ndarray, log_ratio: np.ndarray) -> np.ndarray
     p - q."""
     close = np.abs(log_ratio) < 1
     far = np.where(p == 0, q, p * log_ratio - (p - q))
+    far = np.where(log_ratio == np.inf, np.inf, far)  # q excludes the class: however small p is, or has become
     return np.maximum(np.where(close, p * (log_ratio + np.expm1(-log_ratio)), far), 0.0)
 
 
@@ -68,7 +70,11 @@ def _js_terms(p: np.ndarray, q: np.ndarray, log_ratio: np.ndarray) -> np.ndarray
     return np.maximum(np.where(np.abs(log_ratio) < 1, close, (from_p + from_q) / 2), 0.0)
 
 
-TERMS = {"kl": _kl_terms, "reverse_kl": _reverse_kl_terms, "js": _js_terms}
+def _tv_terms(p: np.ndarray, q: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
+    return np.abs(p - q) / 2
+
+
+TERMS = {"kl": _kl_terms, "reverse_kl": _reverse_kl_terms, "js": _js_terms, "tv": _tv_terms}
 
 
 def cross_sums(weights: np.ndarray, probs: np.ndarray, *, scale: np.ndarray | float = 1.0) -> np.ndarray:

@@ -162,11 +162,6 @@ struct Pair {
     double p, q, log_ratio;  // ln(p / q)
 };
 
-__device__ inline Pair pair_of_logits(double p, double p_max, double p_log, double q, double q_max, double q_log) {
-    const double log_p = p - p_max - p_log, log_q = q - q_max - q_log;
-    return Pair{exp(log_p), exp(log_q), log_p - log_q};
-}
-
 // log1p is exact where the two are close, and loses the smaller one where they are far apart.
 __device__ inline Pair pair_of_probs(double p, double q) {
     return Pair{p, q, fabs(p - q) < q / 2 ? log1p((p - q) / q) : log(p) - log(q)};
@@ -176,6 +171,7 @@ __device__ inline Pair pair_of_probs(double p, double q) {
 // only squared. Over rows that sum to 1 the last two cancel. Close to 1 the ratio alone says more than p - q.
 __device__ inline double kl_term(Pair x) {
     if (fabs(x.log_ratio) < 1) return at_least_0(x.p * (x.log_ratio + expm1(-x.log_ratio)));
+    if (x.log_ratio == infinity()) return x.log_ratio;  // q excludes the class: however small p is, or has become
     return x.p == 0 ? x.q : at_least_0(x.p * x.log_ratio - (x.p - x.q));
 }
 
@@ -191,6 +187,8 @@ __device__ inline double js_term(Pair x) {
     const double from_q = x.q == 0 ? 0 : x.q * (ln_2 - softplus(x.log_ratio));
     return at_least_0((from_p + from_q) / 2);
 }
+
+__device__ inline double tv_term(Pair x) { return fabs(x.p - x.q) / 2; }
 
 // A weight of 0 counts 0 even where the probability is 0.
 __device__ inline double cross_term(double weight, double p) { return weight == 0 ? 0 : -weight * log(p); }

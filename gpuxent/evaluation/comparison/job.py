@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpuxent import _arguments as arguments
-from gpuxent._records import IDENTITY, IGNORED, Transform
+from gpuxent._records import IDENTITY, IGNORED, PairStats, Transform
 from gpuxent._rows import Rows
 from gpuxent.backends import made, on_gpu
-from gpuxent.evaluation.comparison.pairs import DIVERGENCES, Pairs
+from gpuxent.evaluation.comparison.pairs import Pairs
 from gpuxent.evaluation.job import Job, Labelled
 from gpuxent.evaluation.runs.directory import Run
 from gpuxent.evaluation.sources import PairSource, Source
@@ -35,20 +35,8 @@ class PairScores:
     kl: np.ndarray  # nats, KL(base || other)
     reverse_kl: np.ndarray  # KL(other || base)
     js: np.ndarray
+    tv: np.ndarray
     same_top: np.ndarray  # 1 where both have the same most probable class
-
-
-def transformed(logits: Any, change: Transform) -> Any:
-    """A copy in float64, in which the transform is exact, of any kind of array; no copy if nothing changes."""
-    if change.is_identity:
-        return logits
-    logits = logits.astype(np.float64)
-    if change.softcap is not None:
-        logits /= change.softcap
-        logits = np.tanh(logits)
-        logits *= change.softcap
-    logits /= change.temperature
-    return logits
 
 
 def without_cut_off(p: Any, q: Any, cut_off: tuple[bool, ...]) -> tuple[Any, Any]:
@@ -75,9 +63,8 @@ class PairJob(Job):
 
     @property
     def row_bytes(self) -> int:
-        copies = sum(not change.is_identity for change in self.changes) + sum(self.normalized_sides)
         stored = sum(side.shape[-1] * side.dtype.itemsize for side in self.pair.sides.values())
-        return stored + 8 * self.pair.shape[-1] * copies
+        return stored + 8 * self.pair.shape[-1] * sum(self.normalized_sides)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -116,22 +103,29 @@ class PairJob(Job):
 
     def row_scores(self, logits: Any, classes: np.ndarray) -> PairScores:
         arrays = [made(side)[:, : self.pair.shape[-1]] for side in logits]
-        sides = [self.opened(transformed(*side), classes) for side in zip(arrays, self.changes, strict=True)]
+        sides = [self.opened(array, classes) for array in arrays]
         arguments.pair(sides[0][0], sides[1][0], ("base", "other"))
         base, other = (Rows.open(rows, labels, **options) for rows, labels, options in sides)
         owner, q = base.backend, base.backend.laid_out_as(base.logits, other.logits)
-        stats, measured = [], list[Any]()
-        for rows, normalized in zip((base, other), self.normalized_sides, strict=True):
-            found = rows.stats(also=("moment", "rank", "argmax"))
-            if normalized:
-                found = replace(found, rest=rows.backend.map_rows(rest_of_log_probs, found.max))
-            stats.append(found)
-            _, *of_side = rows.backend.map_rows(measures, found, rows.labels, outputs=5)
+        also = ("moment", "rank", "argmax")
+        found = owner.pair_stats(base.logits, q, base.labels, transforms=self.changes, also=also)
+        if any(self.normalized_sides):
+            found = self._with_own_normalizers(owner, found, base.logits, q)
+        measured: list[Any] = []
+        for stats in (found.base, found.other):
+            _, *of_side = owner.map_rows(measures, stats, base.labels, outputs=5)
             measured += of_side
-        p, q = without_cut_off(base.logits, q, self.normalized_sides)
-        pair = owner.pair_stats(p, q, *stats, divergences=DIVERGENCES)
-        same_top = stats[0].argmax == stats[1].argmax
-        return PairScores(*measured, pair.kl, pair.reverse_kl, pair.js, same_top)  # type: ignore[call-arg]
+        same_top = found.base.argmax == found.other.argmax
+        return PairScores(*measured, *vars(found.divergences).values(), same_top)  # type: ignore[call-arg]
+
+    def _with_own_normalizers(self, owner: Any, found: PairStats, p: Any, q: Any) -> PairStats:
+        """With those that log-probabilities were made with, and without what was cut off of them: a second read."""
+        base, other = (
+            replace(stats, rest=owner.map_rows(rest_of_log_probs, stats.max)) if normalized else stats
+            for stats, normalized in zip((found.base, found.other), self.normalized_sides, strict=True)
+        )
+        p, q = without_cut_off(p, q, self.normalized_sides)
+        return PairStats(base, other, owner.divergence_sums(p, q, base, other, transforms=self.changes))
 
     def block_result(self, first: int, labelled: Labelled, scores: PairScores, kind: str) -> BlockResult:
         on = np.flatnonzero(labelled.classes != IGNORED)

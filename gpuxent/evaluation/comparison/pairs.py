@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gpuxent._records import DIVERGENCES
 from gpuxent.evaluation.comparison.result import ChangedDocument, ChangedToken, Comparison, Estimate
 from gpuxent.evaluation.statistics.clustered import ratio
 from gpuxent.evaluation.statistics.documents import DocumentSums
@@ -23,7 +24,6 @@ from gpuxent.evaluation.statistics.totals import NO_BAD_ROWS, BadRows, exp
 
 QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0.0)
 LISTED = 20  # documents and tokens that changed most, each way
-DIVERGENCES = ("kl", "reverse_kl", "js")  # of a token's distributions, where both models' logits are there
 WITH_QUANTILES = ("delta_p", "kl")
 T = TypeVar("T")
 

@@ -81,6 +81,7 @@ def estimates(r: Comparison) -> Iterator[tuple[str, str, Estimate]]:
         ("mean KLD(base||other)", "nat", r.kl),
         ("mean KLD(other||base)", "nat", r.reverse_kl),
         ("mean JS divergence", "nat", r.js),
+        ("mean total variation", "%", r.tv),
         ("same top class", "%", r.same_top),
     ):
         if estimate is not None:
@@ -178,6 +179,7 @@ def _csv_lines(r: Comparison) -> Iterator[tuple[Any, ...]]:
         "kl",
         "reverse_kl",
         "js",
+        "tv",
         "same_top",
     ):
         estimate = getattr(r, name)

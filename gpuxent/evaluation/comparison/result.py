@@ -54,8 +54,9 @@ class Comparison:
     the label, both_right, only_base_right and only_other_right say in which model.
 
     Where both models' logits were read: kl is the mean of KL(base || other) in nats, with its quantiles, reverse_kl
-    that of KL(other || base), js that of the Jensen-Shannon divergence, and same_top the share of rows whose most
-    probable class is the same. Quantiles are right within the relative `quantile_error`; 0: exact.
+    that of KL(other || base), js that of the Jensen-Shannon divergence, tv that of the total variation (0 to 1, the
+    probability that would have to move), and same_top the share of rows whose most probable class is the same.
+    Quantiles are right within the relative `quantile_error`; 0: exact.
 
     Tokens with a NaN or infinite loss in either model are among the scored ones, and counted as `bad`. rows are those
     of the data set, and `share` of them is in these numbers: less than 1 of an interrupted run. mixed names the
@@ -88,6 +89,7 @@ class Comparison:
     kl_quantiles: dict[float, float] | None = None
     reverse_kl: Estimate | None = None
     js: Estimate | None = None
+    tv: Estimate | None = None
     same_top: Estimate | None = None
     worse_documents: tuple[ChangedDocument, ...] = field(default=(), repr=False)
     better_documents: tuple[ChangedDocument, ...] = field(default=(), repr=False)

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from gpuxent._records import DIVERGENCES
+
 
 @dataclass(frozen=True)
 class TokenColumns:
@@ -69,10 +71,10 @@ class PairTokens(TokenColumns):
     """What is measured of the same tokens of two models, base and other, and of their distributions."""
 
     kind: ClassVar[str] = "comparison"
-    format: ClassVar[str] = "gpuxent pairs of tokens, version 1"
+    format: ClassVar[str] = "gpuxent pairs of tokens, version 2"
     floats: ClassVar[tuple[str, ...]] = (
         *("base_nll", "base_entropy", "base_p_max", "other_nll", "other_entropy", "other_p_max"),
-        *("kl", "reverse_kl", "js"),
+        *DIVERGENCES,
     )
 
     label: np.ndarray  # int64
@@ -88,6 +90,7 @@ class PairTokens(TokenColumns):
     kl: np.ndarray  # float64, nats, KL(base || other)
     reverse_kl: np.ndarray  # float64, nats, KL(other || base)
     js: np.ndarray  # float64, nats
+    tv: np.ndarray  # float64, 0 to 1
     same_top: np.ndarray  # int64: 1 where both have the same most probable class, else 0
     document: np.ndarray | None = None  # int64: its id
 
