@@ -50,7 +50,7 @@ def js_divergence(x: np.ndarray, y: np.ndarray) -> float:
     """(p ln(p/m) + q ln(q/m)) / 2 with m = (p + q) / 2, which is m (z tanh z - ln cosh z) with z = ln(p/q) / 2: nothing
     cancels between classes."""
     p, q = softmax(x), softmax(y)
-    z = np.abs((x - lse(x)) - (y - lse(y))) / 2
+    z = np.abs(log_softmax(x) - log_softmax(y)) / 2
     t = np.tanh(z)
     with np.errstate(divide="ignore"):  # not chosen
         log_cosh = np.where(z < 1, -np.log1p(-t * t) / 2, z + np.log1p(np.exp(-2 * z)) - np.log(2))
@@ -67,6 +67,11 @@ def softmax(x: np.ndarray) -> np.ndarray:
     top, exps, rest = parts(x)
     exps[top] = 1
     return exps / (1 + rest)
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    top, _, rest = parts(x)
+    return (x - x[top]) - np.log1p(rest)
 
 
 def gradient(x: np.ndarray, label: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -89,6 +90,20 @@ def eager(problem: Problem) -> Prepared:
     loss = functions()["binary" if problem.case.task == "binary" else "loss"]
     (logits, labels), sample = data(problem), problem.sample
     return mean_and_rows(lambda: loss(logits, labels), lambda: loss(logits[sample], labels[sample], reduction="none"))
+
+
+@TORCH.add("torch", "pairs")
+def js_divergence(problem: Problem) -> Prepared:
+    """Composed, in float32, and of the divergences this one alone."""
+    import torch
+
+    def rows(p: Any, q: Any) -> Any:
+        p, q = (torch.log_softmax(x.float(), dim=1) for x in (p, q))
+        middle = torch.logaddexp(p, q) - math.log(2)
+        return sum((x.exp() * (x - middle)).sum(dim=1) for x in (p, q)) / 2
+
+    (logits, other), sample = data(problem), problem.sample
+    return mean_and_rows(lambda: rows(logits, other).mean(), lambda: rows(logits[sample], other[sample]))
 
 
 @TORCH.add("torch lse-gather", "loss")

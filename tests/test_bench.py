@@ -132,6 +132,9 @@ def test_oracle_agrees_with_the_oracle_of_the_tests(task, dtype):
         rows = oracle.logsumexp_rows(logits)
     elif task == "softmax":
         entries = oracle.softmax_rows(logits)
+    elif task == "pairs":
+        rows = np.asarray(oracle.js_divergence(logits, labels), np.float64)
+        value = rows.mean()
     elif task == "binary":
         value, rows = oracle.binary_cross_entropy(logits, labels), oracle.binary_losses(logits, labels)
     else:

@@ -46,6 +46,8 @@ CASES = (
     # Other work.
     Case("soft", "f32", 256, 128256, headline=True),
     Case("soft", "bf16", 1024, 32000),
+    Case("pairs", "f32", 256, 128256),
+    Case("pairs", "bf16", 512, 128256),
     Case("binary", "f32", 8192, 1000),
     Case("binary", "f32", 4096, 8192, headline=True),
     Case("logsumexp", "f32", 256, 128256),
@@ -61,6 +63,7 @@ QUICK = (
     Case("grad", "bf16", 64, 32000),
     Case("inplace", "f32", 64, 32000),
     Case("soft", "f32", 64, 32000),
+    Case("pairs", "f32", 64, 32000),
     Case("binary", "f32", 2048, 1000),
     Case("logsumexp", "f32", 64, 32000),
     Case("softmax", "f32", 64, 32000),
