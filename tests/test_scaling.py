@@ -396,15 +396,15 @@ def files(tmp_path):
 
 def test_the_command_is_check_scaling(files):
     x, y, paths = files
-    where = (paths["x"], "--labels", paths["y"], "--resamples", 50, "--classes", "3,0")
+    where = (paths["x"], "--labels", paths["y"], "--resamples", 50, "--classes", "3,0", "--backend", "numpy")
     for method in FITS:
-        expected = check_scaling(x, y, method=method, C=2.0, classes=[3, 0], resamples=50)
+        expected = check_scaling(x, y, method=method, C=2.0, classes=[3, 0], resamples=50, backend="numpy")
         found = strict_json(calibrate(*where, "--method", method, "--C", 2, "--format", "json").stdout)
         run = found.pop("run")
         assert found == json.loads(json.dumps(expected.to_dict()))
         assert (run["method"], run["C"]) == (method, 2.0)
     done = calibrate(*where, "--method", "vector", COLUMNS="80")
-    fit = check_scaling(x, y, resamples=0).fit
+    fit = check_scaling(x, y, resamples=0, backend="numpy").fit
     assert f"vector scaling, C = 1, of {fit.scored:,} other rows, in {fit.passes} passes" in done.stdout
     assert re.search(r"^scales [\d.]+ to [\d.]+, biases -[\d.]+ to [\d.]+$", done.stdout, re.MULTILINE)
     assert re.search(r"Classes, after\nclass .*\n3 +[\d.]+ % .*\n0 +[\d.]+ % ", done.stdout)
@@ -415,10 +415,10 @@ def test_the_command_is_check_scaling(files):
 def test_the_command_on_processes(files):
     x, y, paths = files
     where = ("--labels", paths["y"], "--resamples", 20, "--format", "json", "--classes", "1", "--no-fit")
-    found = strict_json(calibrate(paths["x"], *where, "--workers", 1).stdout)
-    expected = classwise_reliability(x, y, classes=[1], resamples=20)
+    found = strict_json(calibrate(paths["x"], *where, "--workers", 1, "--backend", "numpy").stdout)
+    expected = classwise_reliability(x, y, classes=[1], resamples=20, backend="numpy")
     assert found["classes"] == json.loads(json.dumps(expected.to_dict()))
-    assert found["nll"]["value"] == reliability(x, y, resamples=0).nll.value
+    assert found["nll"]["value"] == reliability(x, y, resamples=0, backend="numpy").nll.value
 
 
 def test_the_command_refuses(files):

@@ -320,6 +320,5 @@ function showText(data) {
   get("least").addEventListener("input", filter);
   get("order").addEventListener("change", filter);
   model.addEventListener("change", paint);
-  document.getElementById("text").classList.remove("waiting");
   paint();
 }
